@@ -30,7 +30,7 @@ type Worker struct {
 	// VolumeName is the name of the volume in Nomad, and VolumePath its directory on the
 	// node.
 	VolumeName, VolumePath string
-	// Mounts: a container that reads the brain mounts its directory, and claims no volume.
+	// Mounts: a container mounts the directory, and claims no volume.
 	Mounts       bool
 	DeploymentID string
 }
@@ -100,16 +100,16 @@ func (w *Workers) Render(e Worker, restores bool) (*api.Job, error) {
 	job.Meta = map[string]string{"deployment": w.settings.Deployment, "engine_id": e.EngineID, DeploymentMeta: e.DeploymentID}
 	group := job.TaskGroups[0]
 	group.Constraints = append(group.Constraints, api.NewConstraint(nodeConstraint, "=", e.NodeID))
-	if v := group.Volumes[volumeName]; v != nil { // a reader with raw_exec claims none
+	if v := group.Volumes[volumeName]; v != nil { // with raw_exec it claims none
 		v.Source = e.VolumeName
 	}
 	task := group.Tasks[0]
 	switch w.settings.Driver {
 	case Docker:
 		task.Config["image"] = w.settings.Program
-		if e.Mounts && !restores {
+		if e.Mounts {
 			group.Volumes, task.VolumeMounts = nil, nil
-			task.Config["mount"] = []map[string]any{{"type": "bind", "source": e.VolumePath, "target": brainInContainer, "readonly": true}}
+			task.Config["mount"] = []map[string]any{{"type": "bind", "source": e.VolumePath, "target": brainInContainer, "readonly": !restores}}
 		}
 		task.Env["ORCH_COPY_ADDR"] = ":8000"
 	case RawExec:

@@ -23,14 +23,15 @@ job "brain" {
   group "brain" {
     count = 1
 
-    # With raw_exec a reader does not claim the volume: its order has the directory. While an
+    # With raw_exec the worker does not claim the volume: its order has the directory. While an
     # engine and a reader of its volume run, Nomad's plan applier rejects every placement on
     # their node ("conflicting claims for host volume with single-writer"; AllocsFit in
-    # nomad/structs/funcs.go counts readers, too). A container gets the volume by a claim,
-    # so with docker nothing else can be placed on the node until the snapshot is stored, unless
-    # the node allows mounts: then orch replaces the claim by a mount.
+    # nomad/structs/funcs.go counts readers, too). And a new volume can be claimed only after
+    # its node has reported it, 5 to 10 s later, but be filled at once. A container gets the
+    # volume by a claim, so with docker nothing else can be placed on the node until the
+    # snapshot is stored, unless the node allows mounts: then orch replaces the claim by a mount.
     dynamic "volume" {
-      for_each = var.restores || var.driver == "docker" ? ["brain"] : []
+      for_each = var.driver == "docker" ? ["brain"] : []
       labels   = ["brain"]
       content {
         type            = "host"
@@ -130,9 +131,15 @@ job "brain" {
         }
       }
 
+      # The worker itself needs 192 MB. The kernel also counts the pages of the files that it
+      # copies, and writes them to the disk when the limit is reached, while the engine is
+      # frozen. So it may use more if Nomad's scheduler allows that
+      # (memory_oversubscription_enabled, see docs/install.md); otherwise Nomad ignores
+      # memory_max.
       resources {
-        cpu    = 100
-        memory = 192
+        cpu        = 100
+        memory     = 192
+        memory_max = 8192
       }
 
       # The service reads its report from the log.

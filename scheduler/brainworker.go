@@ -26,7 +26,8 @@ const (
 	// time for Nomad to report it.
 	workerEnds = 30 * time.Second
 	// firstLook and lastLook are the intervals at which a worker is polled: many take less
-	// than a second, and some an hour.
+	// than a second, and some an hour. Each is a tenth longer than the one before, so its end
+	// is seen when it is at most a tenth of its time ago.
 	firstLook, lastLook = 100 * time.Millisecond, 2 * time.Second
 	// urlsValid is for how long the URLs of an order are valid. With credentials of an
 	// instance it is shorter, because they end with the credentials.
@@ -166,7 +167,7 @@ func (o *work) unlessLate(ctx context.Context, withdraw func(context.Context, *e
 // watchWorker polls the operation's worker until look returns true or an error.
 func (o *work) watchWorker(ctx context.Context, nodeID string, look func(context.Context, *cluster.WorkerState) (bool, error)) error {
 	began := time.Now()
-	for wait := firstLook; ; wait = min(wait*5/4, lastLook) {
+	for wait := firstLook; ; wait = min(wait*11/10, lastLook) {
 		state, err := o.s.cluster.Worker(ctx, o.worker())
 		switch {
 		case errors.Is(err, cluster.ErrNotFound):

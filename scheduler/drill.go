@@ -33,7 +33,9 @@ func (o *work) placeDrill(ctx context.Context) error {
 	if !p.fits {
 		return &engine.Error{Code: engine.CapacityExhausted, Message: "no node has room for the worker of a drill", RetryAfter: retryCapacity}
 	}
-	row.NextVolume = row.FreshDrillName()
+	if err := o.nameVolume(ctx, (*engine.Row).FreshDrillName); err != nil {
+		return err
+	}
 	r.SnapshotID, r.Content, r.At = m.SnapshotID, &m.Content, m.CreatedAt
 	r.Target = engine.Place{NodeID: p.node.ID, VolumeName: row.NextVolume}
 	return nil

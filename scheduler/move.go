@@ -62,7 +62,9 @@ func (o *work) nameAway(ctx context.Context) error {
 	if !to.fits && o.movesRunning() {
 		return &engine.Error{Code: engine.CapacityExhausted, Message: "no other node has room for the engine, so it stays where it is", RetryAfter: retryCapacity}
 	}
-	row.NextVolume = row.FreshRestoreName()
+	if err := o.nameVolume(ctx, (*engine.Row).FreshRestoreName); err != nil {
+		return err
+	}
 	former := row.Place()
 	r.Former, r.Target = &former, engine.Place{NodeID: to.node.ID, VolumeName: row.NextVolume}
 	return nil

@@ -45,7 +45,8 @@ func do(act func(*work, context.Context) error) func(context.Context, operation.
 }
 
 func init() { // not a literal, because the steps refer to plans
-	plans.After = map[string]string{stepAnotherPort: stepRegister, stepForkTake: stepForkVolume, stepForkVolume: stepFetch, stepFetch: stepClean, stepClean: "key"}
+	plans.After = map[string]string{stepAnotherPort: stepRegister, stepForkTake: stepForkVolume, stepForkVolume: stepFetch, stepFetch: stepClean, stepClean: stepForkReady, stepForkReady: "key",
+		stepFormerAgain: stepFormerWorkerAgain, stepFormerWorkerAgain: stepFormerSend}
 	plans.Forward = map[engine.OpKind][]operation.Step{
 		engine.OpProvision: {
 			{Name: "volume", Do: do((*work).ensureVolume), Fenced: true},
@@ -106,24 +107,26 @@ func init() { // not a literal, because the steps refer to plans
 			{Name: "store", Do: do((*work).storeSnapshot), Fenced: true},
 			{Name: stepClean, Do: do((*work).removeWorker)},
 		},
-		// The brain is complete in its new volume before the engine is stopped, and the former
-		// one is deleted when the engine runs.
+		// The brain is complete in its new volume before the engine is stopped. The former one
+		// becomes a snapshot while the engine boots, and is deleted when it is stored.
 		engine.OpRestore: {
 			{Name: "target", Do: do((*work).nameTarget)},
 			{Name: "target-volume", Do: do((*work).ensureTarget), Fenced: true},
 			{Name: stepFetch, Do: do((*work).fetch), Fenced: true},
 			{Name: stepClean, Do: do((*work).removeWorker)},
+			{Name: "target-ready", Do: do((*work).awaitTarget)},
 			{Name: "scale-down", Do: do((*work).endProcess), Fenced: true},
 			{Name: "drain", Do: do((*work).drainFormer)},
-			{Name: stepKeep, Do: do((*work).beginKeep)},
-			{Name: "keep-worker", Do: do((*work).prepareCopy), Fenced: true},
-			{Name: "keep-send", Do: do((*work).awaitSent)},
-			{Name: "keep-store", Do: do((*work).storeSnapshot), Fenced: true},
+			{Name: stepFormer, Do: do((*work).beginFormer)},
+			{Name: "former-worker", Do: do((*work).prepareCopy), Fenced: true},
 			{Name: stepSwitchKey, Do: do((*work).switchKey), Fenced: true},
 			{Name: "switch", Do: do((*work).switchBrain)},
 			{Name: "variable", Do: do((*work).writeVariable), Fenced: true},
 			{Name: stepRegister, Do: do((*work).register), Fenced: true},
 			{Name: "boot", Do: do((*work).boot)},
+			{Name: stepFormerSend, Do: do((*work).sendFormer)},
+			{Name: "former-store", Do: do((*work).storeFormer), Fenced: true},
+			{Name: "former-clean", Do: do((*work).removeWorker)},
 			{Name: "release", Do: do((*work).release), Fenced: true, Onward: true},
 		},
 	}
@@ -132,6 +135,7 @@ func init() { // not a literal, because the steps refer to plans
 		{Name: "target-volume", Do: do((*work).ensureTarget), Fenced: true},
 		{Name: "turn", Do: do((*work).awaitMove)},
 		{Name: stepKeep, Do: do((*work).beginPass)},
+		{Name: "target-ready", Do: do((*work).awaitTarget)},
 		{Name: "scale-down", Do: do((*work).endForMove), Fenced: true},
 		{Name: "drain", Do: do((*work).awaitGone)},
 		{Name: "keep-worker", Do: do((*work).copyToPass), Fenced: true},
@@ -154,14 +158,18 @@ func init() { // not a literal, because the steps refer to plans
 		{Name: "remove", Do: do((*work).dropDrill), Fenced: true},
 	}
 	plans.Detours = map[engine.OpKind][]operation.Step{
-		engine.OpProvision: {{Name: stepRelocate, Do: do((*work).relocate)}, {Name: stepOwn, Do: do((*work).ownWarm), FailFast: true}, {Name: stepBurn, Do: do((*work).newIdentity), Foreign: true}, {Name: stepAnotherPort, Do: do((*work).anotherPort), Fenced: true}, {Name: stepForkTake, Do: do((*work).takeForFork)}, {Name: stepForkVolume, Do: do((*work).forkVolume), Fenced: true}, {Name: stepFetch, Do: do((*work).fetch), Fenced: true}, {Name: stepClean, Do: do((*work).removeWorker)}},
+		engine.OpProvision: {{Name: stepRelocate, Do: do((*work).relocate)}, {Name: stepOwn, Do: do((*work).ownWarm), FailFast: true}, {Name: stepBurn, Do: do((*work).newIdentity), Foreign: true}, {Name: stepAnotherPort, Do: do((*work).anotherPort), Fenced: true}, {Name: stepForkTake, Do: do((*work).takeForFork)}, {Name: stepForkVolume, Do: do((*work).forkVolume), Fenced: true}, {Name: stepFetch, Do: do((*work).fetch), Fenced: true}, {Name: stepClean, Do: do((*work).removeWorker)}, {Name: stepForkReady, Do: do((*work).awaitForkVolume)}},
 		// These finish their operation, or lead to the first step of its plan.
 		engine.OpSleep: {{Name: stepFreeze, Do: do((*work).freeze), Fenced: true, Freezes: true}},
 		engine.OpStart: {{Name: stepThaw, Do: do((*work).thaw), Fenced: true}, {Name: stepAnotherPort, Do: do((*work).anotherPort), Fenced: true}},
 		// This one leads back to the step before it.
 		engine.OpRestart: {{Name: stepAnotherPort, Do: do((*work).anotherPort), Fenced: true}},
-		engine.OpRestore: {{Name: stepAnotherPort, Do: do((*work).anotherPort), Fenced: true}},
-		engine.OpMove:    {{Name: stepAnotherPort, Do: do((*work).anotherPort), Fenced: true}},
+		engine.OpRestore: {
+			{Name: stepAnotherPort, Do: do((*work).anotherPort), Fenced: true},
+			{Name: stepFormerAgain, Do: do((*work).beginUpload)},
+			{Name: stepFormerWorkerAgain, Do: do((*work).prepareCopy), Fenced: true},
+		},
+		engine.OpMove: {{Name: stepAnotherPort, Do: do((*work).anotherPort), Fenced: true}},
 	}
 	plans.Undo = map[engine.OpKind][]operation.Step{
 		engine.OpDrill: {

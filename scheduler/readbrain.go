@@ -9,27 +9,28 @@ import (
 	"github.com/septemberai/orch/jobs"
 )
 
-// readerClaims reports whether a worker that reads the brain must claim its volume. Beside an
-// engine that runs it claims none if it can: Nomad rejects every placement on the node as
-// long as both run.
-func (o *work) readerClaims(ctx context.Context) (bool, error) {
+// workerClaims reports whether a worker on a node must claim the volume that it reads or
+// fills. It claims none if it can: Nomad rejects every placement on the node as long as an
+// engine and a reader of its volume run, and a new volume can be claimed only after its node
+// has reported it.
+func (o *work) workerClaims(ctx context.Context, nodeID string) (bool, error) {
 	if o.s.opts.Job.Driver != jobs.Docker {
 		return false, nil // it gets the directory in its order
 	}
-	node, err := o.s.cluster.ReadNode(ctx, o.Row.NodeID)
+	node, err := o.s.cluster.ReadNode(ctx, nodeID)
 	return err == nil && !node.DockerMounts, err
 }
 
-// letRead makes sure that a worker may claim the engine's volume beside the engine.
-func (o *work) letRead(ctx context.Context) error {
-	v, err := o.s.cluster.Volume(ctx, o.Row.VolumeID)
+// letRead makes sure that a worker may claim the volume at a place beside the engine.
+func (o *work) letRead(ctx context.Context, at engine.Place) error {
+	v, err := o.s.cluster.Volume(ctx, at.VolumeID)
 	if errors.Is(err, cluster.ErrNotFound) {
 		return &engine.Error{Code: engine.SnapshotFailed, Message: "the brain cannot be read: " + whatToDo, Err: errStateLost}
 	}
 	if err != nil || v.Readable {
 		return err
 	}
-	if name, _ := engine.ParseVolume(o.Row.Volume()); name.Registered {
+	if name, _ := engine.ParseVolume(v.Name); name.Registered {
 		// An update by Nomad would look for the directory at another path.
 		return engine.Errorf(engine.SnapshotFailed, "the engine's volume was registered again by an earlier version of the service, and Nomad lets nothing read it: allow mounts in the node's docker plugin (volumes { enabled = true })")
 	}
@@ -40,7 +41,7 @@ func (o *work) letRead(ctx context.Context) error {
 	if err := o.Fence(ctx); err != nil {
 		return err
 	}
-	err = o.s.cluster.LetRead(ctx, v, template.Owner().Params(), o.Row.QuotaMB)
+	err = o.s.cluster.LetRead(ctx, v, template.Owner().Params(), at.QuotaMB)
 	if errors.Is(err, cluster.ErrInUse) {
 		return engine.Errorf(engine.SnapshotFailed, "an earlier version of the service created the engine's volume, and Nomad lets nothing read it while the engine runs: stop the engine once, take a snapshot, and start it again")
 	}

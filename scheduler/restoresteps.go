@@ -8,7 +8,6 @@ import (
 	"github.com/septemberai/orch/brain"
 	"github.com/septemberai/orch/brain/store"
 	"github.com/septemberai/orch/engine"
-	"github.com/septemberai/orch/scheduler/operation"
 )
 
 const (
@@ -17,9 +16,11 @@ const (
 	// would find a volume that is not empty.
 	stepClean     = "clean"
 	stepSwitchKey = "new-key"
-	// stepForkTake takes the snapshot of a fork, and stepForkVolume makes its volume.
+	// stepForkTake takes the snapshot of a fork, stepForkVolume makes its volume, and
+	// stepForkReady waits until its engine may claim it.
 	stepForkTake   = "fork-snapshot"
 	stepForkVolume = "fork-volume"
+	stepForkReady  = "fork-ready"
 )
 
 // source returns the name of the snapshot that the operation restores.
@@ -40,7 +41,9 @@ func (o *work) nameTarget(ctx context.Context) error {
 		o.s.pool.Release(p.pooled) // its name is that of another engine
 		node = p.node.ID
 	}
-	row.NextVolume = row.FreshRestoreName()
+	if err := o.nameVolume(ctx, (*engine.Row).FreshRestoreName); err != nil {
+		return err
+	}
 	former := row.Place()
 	r.Former, r.Target = &former, engine.Place{NodeID: node, VolumeName: row.NextVolume}
 	return nil
@@ -57,19 +60,7 @@ func nodePoolOf(row *engine.Row) string {
 func (o *work) ensureTarget(ctx context.Context) error {
 	op := o.Row.Op
 	to := &op.Restoring.Target
-	ctx, cancel := context.WithTimeout(ctx, volumeTimeout)
-	defer cancel()
-	template, err := o.s.jobFile()
-	if err != nil {
-		return err
-	}
-	if err := o.Fence(ctx); err != nil {
-		return err
-	}
-	v, err := o.s.cluster.EnsureVolume(ctx, to.VolumeName, to.NodeID, template.Owner().Params())
-	if err == nil {
-		v, err = o.s.cluster.AwaitVolume(ctx, v.ID)
-	}
+	v, err := o.volumeToFill(ctx, to.VolumeName, to.NodeID)
 	if err != nil {
 		return err
 	}
@@ -104,7 +95,11 @@ func (o *work) fetched(ctx context.Context) (*brain.Result, error) {
 		return nil, err
 	}
 	order := &brain.Order{Restore: &brain.RestoreOrder{Identity: key.Identity, URL: url, Drill: o.Row.Op.Kind == engine.OpDrill, Content: *r.Content}}
-	if err := o.startWorker(ctx, order, to, false); err != nil {
+	claims, err := o.workerClaims(ctx, to.NodeID)
+	if err != nil {
+		return nil, err
+	}
+	if err := o.startWorker(ctx, order, to, !claims); err != nil {
 		return nil, err
 	}
 	return o.awaitResult(ctx, to.NodeID)
@@ -112,8 +107,12 @@ func (o *work) fetched(ctx context.Context) (*brain.Result, error) {
 
 // forkVolume creates the volume of a fork, unless it exists.
 func (o *work) forkVolume(ctx context.Context) error {
-	if err := o.ensureVolume(ctx); err != nil {
-		return err
+	if o.Row.VolumeID == "" {
+		v, err := o.volumeToFill(ctx, o.Row.JobID(), o.Row.NodeID)
+		if err != nil {
+			return err
+		}
+		o.Row.VolumeID, o.Row.VolumePath = v.ID, v.Path
 	}
 	op := o.Row.Op
 	op.Restoring.Target, op.Worker = o.Row.Place(), o.Row.NodeID
@@ -147,27 +146,10 @@ func (o *work) drainFormer(ctx context.Context) error {
 	return o.awaitGone(ctx)
 }
 
-// beginKeep begins the snapshot of the brain that is being replaced, if it can be read.
-func (o *work) beginKeep(ctx context.Context) error {
-	row, op := o.Row, o.Row.Op
-	if op.Restoring.Lost || row.VolumeID == "" || row.Reason == engine.ReasonBrainMissing {
-		op.Taking, op.Step = nil, stepSwitchKey
-		return operation.ErrDetour
-	}
-	if op.Taking == nil {
-		op.Taking = &engine.Taking{SnapshotID: newSnapshotID(row), Trigger: engine.TriggerRestore}
-	}
-	op.Deadline = time.Now().UTC().Add(operation.BrainTimeout)
-	return o.beginUpload(ctx)
-}
-
 // switchBrain gives the engine the new volume and the new key, in one write of its row. No
 // process of the engine runs.
-func (o *work) switchBrain(ctx context.Context) error {
+func (o *work) switchBrain(context.Context) error {
 	row, r := o.Row, o.Row.Op.Restoring
-	if err := o.removeWorker(ctx); err != nil { // that of the former brain's snapshot
-		return err
-	}
 	r.FormerKeyVersion, r.FormerKeyID = row.KeyVersion, row.KeyID
 	row.KeyVersion, row.KeyID = row.Op.KeyVersion, row.Op.KeyID
 	row.PutAt(r.Target)

@@ -1,0 +1,73 @@
+package scheduler
+
+import (
+	"context"
+
+	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/engine"
+)
+
+// nameVolume chooses the name of the engine's next volume, with a higher number than every
+// volume of the engine in Nomad has. One that the row does not know may be left from before the
+// registry was restored from a backup, and hold the newest brain.
+func (o *work) nameVolume(ctx context.Context, fresh func(*engine.Row) string) error {
+	volumes, err := o.s.cluster.VolumesLike(ctx, o.Row.JobID())
+	if err != nil {
+		return err
+	}
+	for _, v := range volumes {
+		there, is := engine.ParseVolume(v.Name)
+		last, _ := engine.ParseVolume(o.Row.NextVolume)
+		if is && there.EngineID == o.Row.EngineID && there.Number > max(1, last.Number) {
+			o.Row.NextVolume = v.Name
+		}
+	}
+	o.Row.NextVolume = fresh(o.Row)
+	return nil
+}
+
+// volumeToFill returns the volume of this name on a node, and creates it if there is none. A
+// worker may fill it now; an engine may claim it later (AwaitVolume).
+func (o *work) volumeToFill(ctx context.Context, name, nodeID string) (*cluster.Volume, error) {
+	ctx, cancel := context.WithTimeout(ctx, volumeTimeout)
+	defer cancel()
+	template, err := o.s.jobFile()
+	if err != nil {
+		return nil, err
+	}
+	claims, err := o.workerClaims(ctx, nodeID)
+	if err != nil {
+		return nil, err
+	}
+	if err := o.Fence(ctx); err != nil {
+		return nil, err
+	}
+	v, err := o.s.cluster.EnsureVolume(ctx, name, nodeID, template.Owner().Params())
+	switch {
+	case err != nil:
+		return nil, err
+	case claims:
+		return o.s.cluster.AwaitVolume(ctx, v.ID)
+	case v.Path == "":
+		return o.s.cluster.Volume(ctx, v.ID)
+	}
+	return v, nil
+}
+
+// awaitTarget waits until a process may claim the new volume, so that the engine is not
+// stopped earlier.
+func (o *work) awaitTarget(ctx context.Context) error {
+	return o.awaitVolume(ctx, o.Row.Op.Restoring.Target.VolumeID)
+}
+
+func (o *work) awaitVolume(ctx context.Context, id string) error {
+	ctx, cancel := context.WithTimeout(ctx, volumeTimeout)
+	defer cancel()
+	_, err := o.s.cluster.AwaitVolume(ctx, id)
+	return err
+}
+
+// awaitForkVolume waits until the process of a fork may claim its volume.
+func (o *work) awaitForkVolume(ctx context.Context) error {
+	return o.awaitVolume(ctx, o.Row.VolumeID)
+}
