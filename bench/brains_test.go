@@ -41,10 +41,11 @@ func TestBrainFigures(t *testing.T) {
 	of := func(series string) string { return series + ", 20 MB" }
 	b.rec.add(batchStart, 100)
 	b.rec.add(coldStart, 300)
+	b.rec.add(readyCold, 100)
 	for _, ms := range []float64{1000, 1100, 1200} {
 		b.rec.operation(of(taken), &stopwatch{total: ms, steps: map[string]float64{"send": 900}}, true)
 		b.rec.add(of(packedByTar), 500)
-		b.rec.operation(of(restored), &stopwatch{total: ms, steps: map[string]float64{volumeStep: 400}}, true)
+		b.rec.operation(of(restored), &stopwatch{total: ms, steps: map[string]float64{"fetch": 400}}, true)
 		b.rec.add(of(packedBack), 700)
 	}
 	b.addBrains(of)
@@ -53,7 +54,7 @@ func TestBrainFigures(t *testing.T) {
 	}
 	near(t, "ratio of snapshots", b.figures[0].ratio, 1100.0/600)
 	near(t, "ratio of restores", b.figures[1].ratio, 1100.0/1000)
-	near(t, "the same with a new volume", b.figures[2].ratio, 1100.0/1400)
+	near(t, "the same with a volume that is ready", b.figures[2].ratio, 1100.0/800)
 	if !b.figures[0].missed || b.figures[1].missed || b.figures[2].target != "" {
 		t.Errorf("%+v", b.figures)
 	}
