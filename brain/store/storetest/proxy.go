@@ -1,6 +1,7 @@
 package storetest
 
 import (
+	"encoding/pem"
 	"io"
 	"net"
 	"net/http"
@@ -14,6 +15,8 @@ import (
 // Proxy is between a client and a server, and fails as tests want it to.
 type Proxy struct {
 	Addr string
+	// CA is the authority of its certificate, in PEM format; empty: it does not use TLS.
+	CA string
 
 	mu   sync.Mutex
 	hook func(w http.ResponseWriter, r *http.Request) bool
@@ -29,6 +32,17 @@ func StartProxy(t *testing.T, addr string) *Proxy {
 // StartProxyOn starts a proxy that listens on an address of this machine, as one that
 // containers reach.
 func StartProxyOn(t *testing.T, host, addr string) *Proxy {
+	t.Helper()
+	return startProxy(t, host, addr, (*httptest.Server).Start)
+}
+
+// StartTLSProxy starts a proxy on loopback that uses TLS, with an authority of its own.
+func StartTLSProxy(t *testing.T, addr string) *Proxy {
+	t.Helper()
+	return startProxy(t, "127.0.0.1", addr, (*httptest.Server).StartTLS)
+}
+
+func startProxy(t *testing.T, host, addr string, start func(*httptest.Server)) *Proxy {
 	t.Helper()
 	l, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
 	if err != nil {
@@ -51,9 +65,12 @@ func StartProxyOn(t *testing.T, host, addr string) *Proxy {
 	}))
 	_ = s.Listener.Close()
 	s.Listener = l
-	s.Start()
+	start(s)
 	t.Cleanup(s.Close)
 	p.Addr = s.Listener.Addr().String()
+	if c := s.Certificate(); c != nil {
+		p.CA = string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw}))
+	}
 	return p
 }
 

@@ -45,8 +45,13 @@ func newBucket(t *testing.T) *bucket {
 // newBucketOn returns a bucket at an address of this machine.
 func newBucketOn(t *testing.T, host string) *bucket {
 	t.Helper()
+	return newBucketBehind(t, func(addr string) *storetest.Proxy { return storetest.StartProxyOn(t, host, addr) })
+}
+
+func newBucketBehind(t *testing.T, proxy func(addr string) *storetest.Proxy) *bucket {
+	t.Helper()
 	b := &bucket{Gateway: storetest.Start(t), hooks: map[string]hook{}, signatures: map[string]bool{}}
-	p := storetest.StartProxyOn(t, host, b.Addr)
+	p := proxy(b.Addr)
 	p.Hook(b.answer)
 	b.via = p.Addr
 	b.forward = &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {

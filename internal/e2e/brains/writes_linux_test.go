@@ -2,10 +2,14 @@ package brains
 
 import (
 	"database/sql"
+	"errors"
 	"fmt"
 	"net/http"
+	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -16,13 +20,18 @@ import (
 	"github.com/septemberai/orch/brain/store"
 	"github.com/septemberai/orch/brain/transfer"
 	"github.com/septemberai/orch/internal/e2e/harness"
+	"github.com/septemberai/orch/jobs"
 )
 
 // TestSnapshotsUnderWrites: an engine writes all the time to SQLite in WAL mode. Each of its
 // snapshots is a whole database, with every write that was acknowledged before the call.
+// ORCH_TEST_SNAPSHOTS is how many are taken instead of 12.
 func TestSnapshotsUnderWrites(t *testing.T) {
 	t.Parallel()
-	const snapshots, every = 12, 5 * time.Millisecond
+	snapshots, every := 12, 5*time.Millisecond
+	if n, err := strconv.Atoi(os.Getenv("ORCH_TEST_SNAPSHOTS")); err == nil && n > 0 {
+		snapshots, every = n, 20*time.Millisecond // so that the brain stays small
+	}
 	b := newBucket(t)
 	r := harness.StartService(t, harness.Shared, b.vars())
 	c := r.Product(t, nil)
@@ -60,6 +69,7 @@ func TestSnapshotsUnderWrites(t *testing.T) {
 	}
 	defer fetcher.Close()
 	var frozen []int64
+	began := time.Now()
 	for n := range snapshots {
 		mu.Lock()
 		before := acknowledged
@@ -88,10 +98,23 @@ func TestSnapshotsUnderWrites(t *testing.T) {
 		if err := holds(filepath.Join(dir, "brain.sqlite"), before); err != nil {
 			t.Errorf("snapshot %d: %v", n, err)
 		}
+		if err := errors.Join(os.RemoveAll(dir), c.DeleteSnapshot(ctx, "u", taken.SnapshotID)); err != nil {
+			t.Fatal(err)
+		}
 	}
 	slices.Sort(frozen)
+	evaluations := 0
+	all, _, err := identity.Nomad.Evaluations().List(nil)
+	if err != nil {
+		t.Error(err)
+	}
+	for _, one := range all {
+		if strings.HasPrefix(one.JobID, jobs.WorkerPrefix+e.EngineID) {
+			evaluations++
+		}
+	}
 	mu.Lock()
-	t.Logf("%d snapshots under %d writes, frozen for %d ms (median), at most %d ms", snapshots, acknowledged, frozen[len(frozen)/2], frozen[len(frozen)-1])
+	t.Logf("%d snapshots in %s under %d writes, frozen for %d ms (median), at most %d ms; %d evaluations of Nomad", snapshots, time.Since(began).Round(time.Second), acknowledged, frozen[len(frozen)/2], frozen[len(frozen)-1], evaluations)
 	if acknowledged < snapshots {
 		t.Errorf("only %d writes", acknowledged)
 	}

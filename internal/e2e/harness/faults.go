@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"testing"
 
+	"github.com/septemberai/orch/internal/devstack"
 	"github.com/septemberai/orch/internal/fault"
 )
 
@@ -15,12 +16,18 @@ import (
 // enabled fault point ("kill POINT" or "pause POINT") prevents that.
 func StartFaulty(t *testing.T, prefix, database, armed string, env ...string) *Process {
 	t.Helper()
+	return StartFaultyOn(t, Shared, prefix, database, armed, env...)
+}
+
+// StartFaultyOn is StartFaulty on the agents of a stack.
+func StartFaultyOn(t *testing.T, stack *devstack.Stack, prefix, database, armed string, env ...string) *Process {
+	t.Helper()
 	orch, err := faultyBinary()
 	if err != nil {
 		t.Fatal(err)
 	}
 	env = append([]string{fault.Variable + "=" + armed, "ORCH_RESTART_BACKOFF_BASE_S=300", "ORCH_VOLUME_POOL=2", "ORCH_LOG_LEVEL=debug"}, env...)
-	return Serve(t, orch, Shared, prefix, database, env...)
+	return Serve(t, orch, stack, prefix, database, env...)
 }
 
 // FailingImage is the image of an engine that exits at its start.

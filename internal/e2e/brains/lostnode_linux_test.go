@@ -3,7 +3,10 @@ package brains
 import (
 	"errors"
 	"fmt"
+	"os"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	nomad "github.com/hashicorp/nomad/api"
@@ -119,6 +122,139 @@ func TestNodeIsLost(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// TestNodeIsWiped: a machine never comes back, and neither its disk. Its engines come up
+// elsewhere with what was in their newest snapshots, and an operator can forget its volumes.
+func TestNodeIsWiped(t *testing.T) {
+	t.Parallel()
+	stack := harness.OwnStack(t, devstack.Config{ExtraClients: 1})
+	r := harness.StartService(t, stack, map[string]string{"ORCH_VOLUME_POOL": "0"})
+	c := r.Product(t, map[string]any{"on_node_lost": "restore", "node_lost_after_s": 60})
+	ctx, s := t.Context(), harness.OpenStores(t, stack)
+	users := []string{"runs", "is-stopped"}
+	var lost string
+	engines := map[string]*client.Engine{}
+	for _, user := range users {
+		e, err := c.Provision(ctx, user, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		engines[user] = e
+		harness.Remember(t, e, e.APIKey, "of "+user)
+		if lost == "" {
+			lost = nodeOf(t, s, e.EngineID)
+			for _, other := range nodesBut(t, s, lost) { // so that both are on one node
+				if _, err := s.Nomad.Nodes().ToggleEligibility(other, false, nil); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if _, err := c.Snapshot(ctx, user, ""); err != nil {
+			t.Fatal(err)
+		}
+		harness.Remember(t, e, e.APIKey, "after the snapshot")
+	}
+	for _, other := range nodesBut(t, s, lost) {
+		if _, err := s.Nomad.Nodes().ToggleEligibility(other, true, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := c.Stop(ctx, "is-stopped"); err != nil { // it is not restored by itself
+		t.Fatal(err)
+	}
+
+	// The machine is gone with everything on it.
+	agent := clientOf(t, s, stack, engines["runs"].EngineID)
+	if err := stack.Lose(agent); err != nil {
+		t.Fatal(err)
+	}
+	for _, task := range stack.Tasks() {
+		if task.JobID == "engine-"+engines["runs"].EngineID {
+			if err := syscall.Kill(task.PID, syscall.SIGKILL); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	for _, user := range users {
+		if err := os.RemoveAll(brainOf(t, s, engines[user].EngineID)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for user, knows := range map[string]string{"runs": "of runs", "is-stopped": "of is-stopped"} {
+		var now *client.Engine
+		if user == "is-stopped" {
+			harness.IsNow(t, c, user, "stopped", "")
+			restored, err := c.Restore(ctx, user, "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			now = restored
+		} else {
+			harness.Eventually(t, "it runs on the other node", func() (err error) {
+				now, err = c.Engine(ctx, user)
+				if err == nil && (now.Status != "running" || nodeOf(t, s, now.EngineID) == lost) {
+					err = fmt.Errorf("it is %s", now.Status)
+				}
+				return err
+			})
+		}
+		memory := harness.Export(t, now, now.APIKey)
+		if err := memory.Knows(knows); err != nil {
+			t.Error(err)
+		}
+		if memory.Knows("after the snapshot") == nil {
+			t.Errorf("%s knows what was only on the disk that is gone", user)
+		}
+	}
+
+	// A new machine takes the place of the old one. Nothing of the engines is there, and the
+	// volumes that are gone are forgotten by a call.
+	if err := stack.Restart(ctx, agent); err != nil {
+		t.Fatal(err)
+	}
+	for _, user := range users {
+		if err := harness.InState(t, c, user, "running"); err != nil {
+			t.Error(err)
+		}
+		if _, err := c.Destroy(ctx, user); err != nil {
+			t.Fatal(err)
+		}
+	}
+	harness.Eventually(t, "only Nomad still knows the volumes that were on the machine", func() error {
+		for id := range r.Unreachable(t) {
+			if err := r.Admin().ForgetVolume(ctx, id); err != nil {
+				return err
+			}
+		}
+		volumes, _, err := s.Nomad.HostVolumes().List(&nomad.HostVolumeListRequest{}, nil)
+		for _, v := range volumes {
+			if v.NodeID != lost {
+				err = errors.Join(err, fmt.Errorf("%s is on node %s", v.Name, v.NodeID))
+			}
+		}
+		for _, e := range engines {
+			if left := s.Traces(e.EngineID); slices.ContainsFunc(left, func(what string) bool { return what != "host volume" }) {
+				err = errors.Join(err, fmt.Errorf("%v", left))
+			}
+		}
+		return err
+	})
+}
+
+// nodesBut returns the ids of all other nodes.
+func nodesBut(t *testing.T, s *harness.Stores, id string) (others []string) {
+	t.Helper()
+	list, _, err := s.Nomad.Nodes().List(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range list {
+		if n.ID != id {
+			others = append(others, n.ID)
+		}
+	}
+	return others
 }
 
 // nodeOf returns the id of the node on which an engine is to run.
