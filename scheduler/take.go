@@ -15,8 +15,8 @@ import (
 	"github.com/septemberai/orch/secrets"
 )
 
-// The steps that take a snapshot. A move takes one of the brain that it takes away, and a
-// restore one of the former brain, by the same steps under other names.
+// The steps that take a snapshot. A restore takes one of the brain that it replaces, by the
+// same steps under other names.
 const (
 	stepTakeWorker = "worker"
 	stepKeep       = "keep-upload"
@@ -27,10 +27,8 @@ const (
 	// largePartBytes that for a brain that needs more of them than an order can name: the
 	// memory in nomad-jobs/brain.nomad.hcl is enough for two.
 	partBytes, largePartBytes = 16 << 20, 64 << 20
-	// fewParts and mostParts limit the number of URLs in an order (docs/snapshots.md), and
-	// firstParts is their number as long as the size of the brain is not known: one that needs
-	// more is copied and sent twice.
-	fewParts, firstParts, mostParts = 64, 160, 700
+	// fewParts and mostParts limit the number of URLs in an order (docs/snapshots.md).
+	fewParts, mostParts = 32, 700
 	// completeWithinStore limits how long a store may take to make an object of its parts.
 	completeWithinStore = 10 * time.Minute
 	// storeTries is how long a store that is away is tried when a snapshot only has to be
@@ -62,7 +60,7 @@ func (o *work) beginUpload(ctx context.Context) error {
 			return err
 		}
 	}
-	op.Worker = o.brainAt().NodeID
+	op.Worker = o.Row.NodeID
 	op.Attempt++
 	return nil
 }
@@ -78,8 +76,8 @@ var errForeignBrainKey = errors.New("the key of the snapshots names another owne
 
 // partsFor returns how many parts an upload may have, by the size of the last one.
 func partsFor(last *engine.SnapshotRef) int {
-	if last == nil || last.StoredBytes == 0 {
-		return firstParts
+	if last == nil {
+		return fewParts
 	}
 	return min(mostParts, max(fewParts, int(2*last.StoredBytes/partBytes)))
 }
@@ -87,10 +85,10 @@ func partsFor(last *engine.SnapshotRef) int {
 // prepareCopy starts the worker, and waits until it would copy at once. The engine is not
 // frozen meanwhile.
 func (o *work) prepareCopy(ctx context.Context) error {
-	t, from := o.Row.Op.Taking, o.brainAt()
-	claims, err := o.workerClaims(ctx, from.NodeID)
+	t := o.Row.Op.Taking
+	claims, err := o.readerClaims(ctx)
 	if err == nil && claims {
-		err = o.letRead(ctx, from)
+		err = o.letRead(ctx)
 	}
 	if err != nil {
 		return err
@@ -112,14 +110,14 @@ func (o *work) prepareCopy(ctx context.Context) error {
 		order.Snapshot.WaitS = int64(copyAsked.Seconds())
 	}
 	t.At = time.Now().UTC()
-	if err := o.startWorker(ctx, order, from, !claims); err != nil {
+	if err := o.startWorker(ctx, order, o.Row.Place(), !claims); err != nil {
 		return err
 	}
 	if t.AllocID == "" {
 		return nil
 	}
 	return o.WhileOwned(ctx, func(ctx context.Context) error {
-		return o.watchWorker(ctx, from.NodeID, func(ctx context.Context, state *cluster.WorkerState) (bool, error) {
+		return o.watchWorker(ctx, o.Row.NodeID, func(ctx context.Context, state *cluster.WorkerState) (bool, error) {
 			if state.Ended {
 				return true, nil // awaitResult says why
 			}
@@ -145,7 +143,7 @@ func (o *work) awaitSent(ctx context.Context) error {
 	if t.Result != nil {
 		return nil
 	}
-	result, err := o.awaitResult(ctx, o.brainAt().NodeID)
+	result, err := o.awaitResult(ctx, o.Row.NodeID)
 	switch kind := brain.KindOf(err); {
 	case err == nil:
 	case kind == brain.TooLarge && (t.Parts < mostParts || t.PartBytes < largePartBytes):
@@ -193,11 +191,8 @@ func (o *work) takeAgain(ctx context.Context, why string) error {
 		return err
 	}
 	op.Taking.UploadID, op.Step = "", plans.First(engine.OpSnapshot)
-	switch op.Kind {
-	case engine.OpMove:
+	if op.Kind == engine.OpRestore || op.Kind == engine.OpMove {
 		op.Step = stepKeep
-	case engine.OpRestore:
-		op.Step = stepFormerAgain
 	}
 	return operation.ErrDetour
 }

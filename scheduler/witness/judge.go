@@ -70,15 +70,6 @@ func (e *Evidence) JudgeLost(now time.Time, back bool) Ruling {
 	return Ruling{Verdict: Rebuild, Why: "it has a user in Vault but no row", Row: e.Rebuilt(owner, now)}
 }
 
-// takenBy returns the id of the snapshot of the former brain that a restore takes; empty:
-// it takes none.
-func takenBy(op *engine.Operation) string {
-	if op == nil || op.Kind != engine.OpRestore || op.Taking == nil {
-		return ""
-	}
-	return op.Taking.SnapshotID
-}
-
 // JudgeRow decides what to do about a row that may be older than its engine. back: the
 // whole registry certainly is an older one; then the operation in the row is outdated, and
 // the state of the engine decides. Otherwise the operation decides.
@@ -121,9 +112,7 @@ func (e *Evidence) JudgeRow(now time.Time, back bool) Ruling {
 	}
 	dropped := row.Op != nil
 	between := dropped && row.Op.Restoring != nil && row.Op.Restoring.Former != nil // two volumes, of which one is the brain
-	// A former brain that has perhaps not become a snapshot stays on its node until the engine
-	// is destroyed.
-	if t := takenBy(row.Op); between && (t == "" || row.Snapshot != nil && row.Snapshot.ID == t) {
+	if between {
 		row.Discard(*row.Op.Restoring.Former, now)
 	}
 	if v := e.Brain(); v != nil && v.ID != row.VolumeID {

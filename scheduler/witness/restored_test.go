@@ -43,26 +43,3 @@ func TestRowFromARestore(t *testing.T) {
 		}
 	}
 }
-
-// TestFormerBrainWithoutSnapshot: a row from the middle of a restore whose engine boots on the
-// new brain. The former one is discarded only if it certainly has become a snapshot.
-func TestFormerBrainWithoutSnapshot(t *testing.T) {
-	owner := secrets.Owner{Deployment: simDeployment, ProductID: "p", UserID: "u", EngineID: "e"}
-	former, target := engine.Place{NodeID: "a", VolumeID: "v1", VolumePath: "/v1"}, engine.Place{NodeID: "a", VolumeID: "v2", VolumePath: "/v2", VolumeName: "engine-e.v2"}
-	for newest, discarded := range map[string]bool{"before": false, "of-the-former": true} {
-		w := &Evidence{
-			id: "e", deployment: simDeployment, keys: []*secrets.EngineKey{{Owner: owner, Version: 2, ID: "k"}},
-			volumes:  []*cluster.Volume{{ID: "v1", Name: "engine-e", NodeID: "a", Path: "/v1"}, {ID: "v2", Name: "engine-e.v2", NodeID: "a", Path: "/v2"}},
-			variable: &cluster.Variable{Witness: &cluster.Witness{EngineID: "e", ProductID: "p", UserID: "u", VolumeID: "v2"}}, job: &jobs.Engine{EngineID: "e", ProductID: "p", UserID: "u", Count: 1},
-		}
-		w.row = &engine.Row{
-			EngineID: "e", ProductID: "p", UserID: "u", State: engine.Running, Desired: engine.Running, KeyVersion: 2, KeyID: "k", Snapshot: &engine.SnapshotRef{ID: newest},
-			Op: &engine.Operation{Kind: engine.OpRestore, Restoring: &engine.Restoring{Former: &former, Target: target}, Taking: &engine.Taking{SnapshotID: "of-the-former"}},
-		}
-		w.row.PutAt(target)
-		r := w.JudgeRow(time.Now(), true)
-		if r.Verdict != Correct || r.Row.VolumeID != "v2" || r.Row.HasLeft("v1") != discarded {
-			t.Errorf("%s: %s: %+v", newest, r.Verdict, r.Row)
-		}
-	}
-}

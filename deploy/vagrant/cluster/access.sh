@@ -13,13 +13,18 @@ set_up() {
 	prepare_vault
 
 	export NOMAD_TOKEN=$nomad_management
-	if ! nomad acl token self >/dev/null 2>&1; then
-		nomad acl bootstrap - <<<"$nomad_management" >/dev/null
-		await "nomad" nomad acl token self
-	fi
+	await "nomad's token" nomad_token
+	await "nomad" nomad acl token self
+	await "the leaders of Consul and Nomad" formed
 	nomad_rights
 	prepare_logins
 	run_orch
+}
+
+# nomad_token: make the management token, unless it exists. While the servers elect a leader,
+# as after a server was created again, it fails.
+nomad_token() {
+	nomad acl token self || nomad acl bootstrap - <<<"$nomad_management"
 }
 
 # consul_token SECRET RIGHTS DESCRIPTION: create a token that does not exist. The secrets are

@@ -136,14 +136,14 @@ func TestDestroyDuringSnapshots(t *testing.T) {
 	snapshot := func(ctx context.Context, c *client.Client) error { return harness.ErrOf(c.Snapshot(ctx, laneUser, "")) }
 	restore := func(ctx context.Context, c *client.Client) error { return harness.ErrOf(c.Restore(ctx, laneUser, "")) }
 	for point, cut := range map[string]func(context.Context, *client.Client) error{
-		"snapshot/worker/fenced":     snapshot, // it registers a worker
-		"snapshot/copy/frozen":       snapshot,
-		"snapshot/send/before":       snapshot,
-		"snapshot/store/fenced":      snapshot, // it writes a manifest
-		"restore/fetch/fenced":       restore,
-		"restore/former-send/before": restore,
-		"restore/register/fenced":    restore,
-		"restore/release/fenced":     restore,
+		"snapshot/worker/fenced":   snapshot, // it registers a worker
+		"snapshot/copy/frozen":     snapshot,
+		"snapshot/send/before":     snapshot,
+		"snapshot/store/fenced":    snapshot, // it writes a manifest
+		"restore/fetch/fenced":     restore,
+		"restore/keep-send/before": restore,
+		"restore/register/fenced":  restore,
+		"restore/release/fenced":   restore,
 	} {
 		t.Run(point, func(t *testing.T) {
 			t.Parallel()
