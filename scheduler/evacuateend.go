@@ -100,7 +100,7 @@ func (v *evacuations) cancel(ctx context.Context, e *registry.Evacuation, on []*
 			continue
 		}
 		under = true
-		if yields(row) {
+		if yields(row) && row.NodeID == e.NodeID { // not one that comes from another node
 			errs = append(errs, v.s.interrupt(ctx, row, cancelled))
 		}
 	}

@@ -70,11 +70,20 @@ func (o *work) nameAway(ctx context.Context) error {
 	return nil
 }
 
-// awaitMove waits for the turn of the move's worker on the engine's node, as long as the
+// unreadable reports whether Nomad would not place a worker that reads the engine's brain.
+func (o *work) unreadable() bool {
+	n, known := o.s.cluster.Node(o.Row.NodeID)
+	return !o.s.nodeSilent(o.Row.NodeID) && (!known || !n.Eligible)
+}
+
+var errUnreadable = engine.Errorf(engine.EngineBusy, "the engine's node is not eligible in Nomad, so its brain cannot be copied; make it eligible, or retry when it is")
+
+// awaitReader waits for the turn of the worker that reads the engine's brain, as long as the
 // engine still runs.
-func (o *work) awaitMove(ctx context.Context) error {
+func (o *work) awaitReader(ctx context.Context) error {
 	if op := o.Row.Op; op.Worker != o.Row.NodeID {
 		op.Worker = o.Row.NodeID
+		op.Attempt++
 		if err := o.Save(ctx); err != nil {
 			return err
 		}
@@ -97,8 +106,8 @@ func (o *work) beginPass(ctx context.Context) error {
 // that copies its brain.
 func (o *work) endForMove(ctx context.Context) error {
 	row := o.Row
-	if n, known := o.s.cluster.Node(row.NodeID); !row.Op.Restoring.Ended && (!known || !n.Eligible) {
-		return engine.Errorf(engine.EngineBusy, "the engine's node is not eligible in Nomad, so its brain cannot be copied")
+	if !row.Op.Restoring.Ended && o.unreadable() {
+		return errUnreadable
 	}
 	if o.movesRunning() {
 		row.Op.Restoring.Ended = true

@@ -54,10 +54,16 @@ func (o *work) volumeToFill(ctx context.Context, name, nodeID string) (*cluster.
 	return v, nil
 }
 
-// awaitTarget waits until a process may claim the new volume, so that the engine is not
-// stopped earlier.
+// awaitTarget waits until a process may claim the new volume, and for the turn of the worker
+// that reads the former one, so that the engine is not stopped earlier.
 func (o *work) awaitTarget(ctx context.Context) error {
-	return o.awaitVolume(ctx, o.Row.Op.Restoring.Target.VolumeID)
+	if err := o.awaitVolume(ctx, o.Row.Op.Restoring.Target.VolumeID); err != nil {
+		return err
+	}
+	if o.Row.Op.Taking == nil || o.s.nodeSilent(o.Row.NodeID) {
+		return nil
+	}
+	return o.awaitReader(ctx)
 }
 
 func (o *work) awaitVolume(ctx context.Context, id string) error {

@@ -45,8 +45,7 @@ func do(act func(*work, context.Context) error) func(context.Context, operation.
 }
 
 func init() { // not a literal, because the steps refer to plans
-	plans.After = map[string]string{stepAnotherPort: stepRegister, stepForkTake: stepForkVolume, stepForkVolume: stepFetch, stepFetch: stepClean, stepClean: stepForkReady, stepForkReady: "key",
-		stepFormerAgain: stepFormerWorkerAgain, stepFormerWorkerAgain: stepFormerSend}
+	plans.After = map[string]string{stepAnotherPort: stepRegister, stepForkTake: stepForkVolume, stepForkVolume: stepFetch, stepFetch: stepClean, stepClean: stepForkReady, stepForkReady: "key"}
 	plans.Forward = map[engine.OpKind][]operation.Step{
 		engine.OpProvision: {
 			{Name: "volume", Do: do((*work).ensureVolume), Fenced: true},
@@ -107,8 +106,8 @@ func init() { // not a literal, because the steps refer to plans
 			{Name: "store", Do: do((*work).storeSnapshot), Fenced: true},
 			{Name: stepClean, Do: do((*work).removeWorker)},
 		},
-		// The brain is complete in its new volume before the engine is stopped. The former one
-		// becomes a snapshot while the engine boots, and is deleted when it is stored.
+		// The brain is complete in its new volume before the engine is stopped, and the former
+		// one is deleted when the engine runs.
 		engine.OpRestore: {
 			{Name: "target", Do: do((*work).nameTarget)},
 			{Name: "target-volume", Do: do((*work).ensureTarget), Fenced: true},
@@ -117,23 +116,22 @@ func init() { // not a literal, because the steps refer to plans
 			{Name: "target-ready", Do: do((*work).awaitTarget)},
 			{Name: "scale-down", Do: do((*work).endProcess), Fenced: true},
 			{Name: "drain", Do: do((*work).drainFormer)},
-			{Name: stepFormer, Do: do((*work).beginFormer)},
-			{Name: "former-worker", Do: do((*work).prepareCopy), Fenced: true},
+			{Name: stepKeep, Do: do((*work).beginKeep)},
+			{Name: "keep-worker", Do: do((*work).prepareCopy), Fenced: true},
+			{Name: "keep-send", Do: do((*work).awaitSent)},
+			{Name: "keep-store", Do: do((*work).storeSnapshot), Fenced: true},
 			{Name: stepSwitchKey, Do: do((*work).switchKey), Fenced: true},
 			{Name: "switch", Do: do((*work).switchBrain)},
 			{Name: "variable", Do: do((*work).writeVariable), Fenced: true},
 			{Name: stepRegister, Do: do((*work).register), Fenced: true},
 			{Name: "boot", Do: do((*work).boot)},
-			{Name: stepFormerSend, Do: do((*work).sendFormer)},
-			{Name: "former-store", Do: do((*work).storeFormer), Fenced: true},
-			{Name: "former-clean", Do: do((*work).removeWorker)},
 			{Name: "release", Do: do((*work).release), Fenced: true, Onward: true},
 		},
 	}
 	plans.Forward[engine.OpMove] = []operation.Step{
 		{Name: "target", Do: do((*work).nameAway)},
 		{Name: "target-volume", Do: do((*work).ensureTarget), Fenced: true},
-		{Name: "turn", Do: do((*work).awaitMove)},
+		{Name: "turn", Do: do((*work).awaitReader)},
 		{Name: stepKeep, Do: do((*work).beginPass)},
 		{Name: "target-ready", Do: do((*work).awaitTarget)},
 		{Name: "scale-down", Do: do((*work).endForMove), Fenced: true},
@@ -164,12 +162,8 @@ func init() { // not a literal, because the steps refer to plans
 		engine.OpStart: {{Name: stepThaw, Do: do((*work).thaw), Fenced: true}, {Name: stepAnotherPort, Do: do((*work).anotherPort), Fenced: true}},
 		// This one leads back to the step before it.
 		engine.OpRestart: {{Name: stepAnotherPort, Do: do((*work).anotherPort), Fenced: true}},
-		engine.OpRestore: {
-			{Name: stepAnotherPort, Do: do((*work).anotherPort), Fenced: true},
-			{Name: stepFormerAgain, Do: do((*work).beginUpload)},
-			{Name: stepFormerWorkerAgain, Do: do((*work).prepareCopy), Fenced: true},
-		},
-		engine.OpMove: {{Name: stepAnotherPort, Do: do((*work).anotherPort), Fenced: true}},
+		engine.OpRestore: {{Name: stepAnotherPort, Do: do((*work).anotherPort), Fenced: true}},
+		engine.OpMove:    {{Name: stepAnotherPort, Do: do((*work).anotherPort), Fenced: true}},
 	}
 	plans.Undo = map[engine.OpKind][]operation.Step{
 		engine.OpDrill: {

@@ -35,11 +35,11 @@ func TestPlans(t *testing.T) {
 		engine.OpDestroy:   {"settle", "scale-down", "drain", "purge", "erase", "volume", "variable", "key", "row"},
 		engine.OpSnapshot:  {"upload", "worker", "copy", "send", "store", "clean"},
 		engine.OpRestore: {
-			"target", "target-volume", "fetch", "clean", "scale-down", "drain", "keep-upload", "keep-worker", "keep-send", "keep-store",
+			"target", "target-volume", "fetch", "clean", "target-ready", "scale-down", "drain", "keep-upload", "keep-worker", "keep-send", "keep-store",
 			"new-key", "switch", "variable", "register", "boot", "release",
 		},
 		engine.OpMove: {
-			"target", "target-volume", "turn", "keep-upload", "scale-down", "drain", "keep-worker", "keep-send", "keep-store", "pass", "fetch", "clean",
+			"target", "target-volume", "turn", "keep-upload", "target-ready", "scale-down", "drain", "keep-worker", "keep-send", "keep-store", "pass", "fetch", "clean",
 			"switch", "variable", "register", "boot", "release",
 		},
 		engine.OpDrill: {"target", "target-volume", "fetch", "clean", "remove"},
@@ -62,7 +62,7 @@ func TestPlans(t *testing.T) {
 		t.Errorf("undoing (-want +got):\n%s", diff)
 	}
 	want = map[engine.OpKind][]string{
-		engine.OpProvision: {"relocate", "own", "burn", "another-port", "fork-snapshot", "fork-volume", "fetch", "clean"},
+		engine.OpProvision: {"relocate", "own", "burn", "another-port", "fork-snapshot", "fork-volume", "fetch", "clean", "fork-ready"},
 		engine.OpSleep:     {"freeze"},
 		engine.OpStart:     {"thaw", "another-port"},
 		engine.OpRestart:   {"another-port"},

@@ -21,16 +21,16 @@ func (o *work) workerClaims(ctx context.Context, nodeID string) (bool, error) {
 	return err == nil && !node.DockerMounts, err
 }
 
-// letRead makes sure that a worker may claim the volume at a place beside the engine.
-func (o *work) letRead(ctx context.Context, at engine.Place) error {
-	v, err := o.s.cluster.Volume(ctx, at.VolumeID)
+// letRead makes sure that a worker may claim the engine's volume beside the engine.
+func (o *work) letRead(ctx context.Context) error {
+	v, err := o.s.cluster.Volume(ctx, o.Row.VolumeID)
 	if errors.Is(err, cluster.ErrNotFound) {
 		return &engine.Error{Code: engine.SnapshotFailed, Message: "the brain cannot be read: " + whatToDo, Err: errStateLost}
 	}
 	if err != nil || v.Readable {
 		return err
 	}
-	if name, _ := engine.ParseVolume(v.Name); name.Registered {
+	if name, _ := engine.ParseVolume(o.Row.Volume()); name.Registered {
 		// An update by Nomad would look for the directory at another path.
 		return engine.Errorf(engine.SnapshotFailed, "the engine's volume was registered again by an earlier version of the service, and Nomad lets nothing read it: allow mounts in the node's docker plugin (volumes { enabled = true })")
 	}
@@ -41,7 +41,7 @@ func (o *work) letRead(ctx context.Context, at engine.Place) error {
 	if err := o.Fence(ctx); err != nil {
 		return err
 	}
-	err = o.s.cluster.LetRead(ctx, v, template.Owner().Params(), at.QuotaMB)
+	err = o.s.cluster.LetRead(ctx, v, template.Owner().Params(), o.Row.QuotaMB)
 	if errors.Is(err, cluster.ErrInUse) {
 		return engine.Errorf(engine.SnapshotFailed, "an earlier version of the service created the engine's volume, and Nomad lets nothing read it while the engine runs: stop the engine once, take a snapshot, and start it again")
 	}

@@ -8,6 +8,7 @@ import (
 	"github.com/septemberai/orch/brain"
 	"github.com/septemberai/orch/brain/store"
 	"github.com/septemberai/orch/engine"
+	"github.com/septemberai/orch/scheduler/operation"
 )
 
 const (
@@ -127,6 +128,9 @@ func (o *work) endProcess(ctx context.Context) error {
 	if r.Rescue && !r.Ended && !o.s.nodeSilent(o.Row.NodeID) {
 		return engine.Errorf(engine.EngineBusy, "the engine's node is back, so the engine keeps its brain")
 	}
+	if !r.Ended && o.Row.Op.Taking != nil && o.unreadable() {
+		return errUnreadable
+	}
 	r.Ended = true
 	o.Row.Desired, o.Row.Restarts = engine.Running, nil
 	o.Row.Op.Deadline = time.Now().UTC().Add(o.s.ops.Limit(engine.OpStop))
@@ -146,10 +150,27 @@ func (o *work) drainFormer(ctx context.Context) error {
 	return o.awaitGone(ctx)
 }
 
+// beginKeep begins the snapshot of the brain that is being replaced, if it can be read.
+func (o *work) beginKeep(ctx context.Context) error {
+	row, op := o.Row, o.Row.Op
+	if op.Restoring.Lost || row.VolumeID == "" || row.Reason == engine.ReasonBrainMissing {
+		op.Taking, op.Worker, op.Step = nil, "", stepSwitchKey
+		return operation.ErrDetour
+	}
+	if op.Taking == nil {
+		op.Taking = &engine.Taking{SnapshotID: newSnapshotID(row), Trigger: engine.TriggerRestore}
+	}
+	op.Deadline = time.Now().UTC().Add(operation.BrainTimeout)
+	return o.beginUpload(ctx)
+}
+
 // switchBrain gives the engine the new volume and the new key, in one write of its row. No
 // process of the engine runs.
-func (o *work) switchBrain(context.Context) error {
+func (o *work) switchBrain(ctx context.Context) error {
 	row, r := o.Row, o.Row.Op.Restoring
+	if err := o.removeWorker(ctx); err != nil { // that of the former brain's snapshot
+		return err
+	}
 	r.FormerKeyVersion, r.FormerKeyID = row.KeyVersion, row.KeyID
 	row.KeyVersion, row.KeyID = row.Op.KeyVersion, row.Op.KeyID
 	row.PutAt(r.Target)

@@ -27,8 +27,10 @@ const (
 	// largePartBytes that for a brain that needs more of them than an order can name: the
 	// memory in nomad-jobs/brain.nomad.hcl is enough for two.
 	partBytes, largePartBytes = 16 << 20, 64 << 20
-	// fewParts and mostParts limit the number of URLs in an order (docs/snapshots.md).
-	fewParts, mostParts = 32, 700
+	// fewParts and mostParts limit the number of URLs in an order (docs/snapshots.md), and
+	// firstParts is their number as long as the size of the brain is not known: one that needs
+	// more is copied and sent twice.
+	fewParts, firstParts, mostParts = 64, 160, 700
 	// completeWithinStore limits how long a store may take to make an object of its parts.
 	completeWithinStore = 10 * time.Minute
 	// storeTries is how long a store that is away is tried when a snapshot only has to be
@@ -76,8 +78,8 @@ var errForeignBrainKey = errors.New("the key of the snapshots names another owne
 
 // partsFor returns how many parts an upload may have, by the size of the last one.
 func partsFor(last *engine.SnapshotRef) int {
-	if last == nil {
-		return fewParts
+	if last == nil || last.StoredBytes == 0 {
+		return firstParts
 	}
 	return min(mostParts, max(fewParts, int(2*last.StoredBytes/partBytes)))
 }
@@ -86,7 +88,7 @@ func partsFor(last *engine.SnapshotRef) int {
 // frozen meanwhile.
 func (o *work) prepareCopy(ctx context.Context) error {
 	t := o.Row.Op.Taking
-	claims, err := o.readerClaims(ctx)
+	claims, err := o.workerClaims(ctx, o.Row.NodeID)
 	if err == nil && claims {
 		err = o.letRead(ctx)
 	}

@@ -63,24 +63,28 @@ func (g *Guard) verify(ctx context.Context) error {
 // StartRecovery records in the deployment's record that the registry must be rebuilt; back:
 // the whole registry is an older one.
 func (g *Guard) StartRecovery(ctx context.Context, why string, back bool) error {
-	var record *registry.Deployment
 	for {
-		var err error
-		if record, err = g.d.Store.Deployment(ctx); err != nil {
+		record, err := g.d.Store.Deployment(ctx)
+		if err != nil {
 			return err
 		}
 		if record.Index == 0 || record.State == registry.RegistryRecovering && (record.Back || !back) {
 			g.take(record)
 			return nil
 		}
-		record.State, record.Why, record.Since, record.Back = registry.RegistryRecovering, why, time.Now().UTC(), record.Back || back
-		err = g.d.Store.PutDeployment(ctx, record)
-		if err == nil {
-			break
-		}
+		err = g.startRecoveryAt(ctx, record, why, back)
 		if !errors.Is(err, registry.ErrConflict) || ctx.Err() != nil {
 			return err
 		}
+	}
+}
+
+// startRecoveryAt is StartRecovery by check-and-set on the record that was read. ErrConflict:
+// it has changed.
+func (g *Guard) startRecoveryAt(ctx context.Context, record *registry.Deployment, why string, back bool) error {
+	record.State, record.Why, record.Since, record.Back = registry.RegistryRecovering, why, time.Now().UTC(), record.Back || back
+	if err := g.d.Store.PutDeployment(ctx, record); err != nil {
+		return err
 	}
 	g.log.Error("the registry lost rows; rebuilding it from its witnesses in Vault and Nomad", "why", why)
 	g.take(record)

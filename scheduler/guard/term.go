@@ -65,7 +65,16 @@ func (g *Guard) compare(ctx context.Context) error {
 		g.take(here)
 		switch verdict = compare(here, there, g.d.Where); verdict {
 		case lineageBehind:
-			return g.StartRecovery(ctx, behindVault(here, there), true)
+			if here.State == registry.RegistryRecovering && here.Back {
+				return nil
+			}
+			// On exactly this record: a leader may have rebuilt the registry since.
+			next := *here
+			err := g.startRecoveryAt(ctx, &next, behindVault(here, there), true)
+			if errors.Is(err, registry.ErrConflict) {
+				err = g.d.Recovering // it is compared again
+			}
+			return err
 		case lineageLost: // only a leader can find out whether another registry is in use
 			return g.d.Recovering
 		}

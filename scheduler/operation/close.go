@@ -143,7 +143,8 @@ const reasonNotRestarted = "not_restarted"
 // any other error a restart is retried.
 func EndsRestart(code engine.Code) bool {
 	switch code {
-	case engine.PortExhaustion, engine.CapacityExhausted, engine.StopUnconfirmed:
+	case engine.PortExhaustion, engine.CapacityExhausted, engine.StopUnconfirmed,
+		engine.RegistryRecovering: // a row with an operation is not corrected
 		return true
 	}
 	return isBootOutcome(code)

@@ -29,7 +29,7 @@ func leftOut(point string) bool {
 	if len(parts) != 3 || !ofSnapshots(point) {
 		return false
 	}
-	if parts[0] == "restore" && slices.Contains([]string{"target", "clean", "keep-upload", "keep-worker", "keep-send"}, parts[1]) {
+	if parts[0] == "restore" && slices.Contains([]string{"target", "target-ready", "clean", "keep-upload", "keep-worker", "keep-send"}, parts[1]) {
 		return true // a name is chosen, or as in a snapshot
 	}
 	if parts[0] == "move" && !strings.HasPrefix(parts[1], "undo-") && !slices.Contains([]string{"scale-down", "keep-store", "pass", "fetch", "switch", "register", "release", "another-port"}, parts[1]) {
@@ -53,7 +53,7 @@ func leftOut(point string) bool {
 func ofSnapshots(point string) bool {
 	parts := strings.Split(point, "/")
 	if parts[0] == "provision" {
-		return slices.Contains([]string{"fork-snapshot", "fork-volume", "fetch", "clean"}, parts[1])
+		return slices.Contains([]string{"fork-snapshot", "fork-volume", "fetch", "clean", "fork-ready"}, parts[1])
 	}
 	return slices.Contains([]string{"snapshot", "restore", "move", "drill"}, parts[0])
 }
