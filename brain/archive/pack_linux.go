@@ -10,6 +10,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"hash"
 	"io"
 	"os"
@@ -177,7 +178,18 @@ func (p *packer) file(e *tree.Entry) error {
 			return err
 		}
 	}
-	return nil
+	return written(f)
+}
+
+// written returns an error if the kernel could not write the file to its disk: what was read
+// may be something else then. A worker's copy is not flushed. It waits only for writes that
+// have begun.
+func written(f *os.File) error {
+	err := unix.SyncFileRange(int(f.Fd()), 0, 0, unix.SYNC_FILE_RANGE_WAIT_BEFORE)
+	if errors.Is(err, unix.EIO) || errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		return &os.PathError{Op: "write", Path: f.Name(), Err: err}
+	}
+	return nil // some file systems have no such call
 }
 
 // xattrs returns the attributes that have a place in an archive: a "=" ends the key of a
