@@ -18,7 +18,7 @@ import (
 // the node is as the operator wanted it.
 func TestEvacuate(t *testing.T) {
 	t.Parallel()
-	stack := harness.OwnStack(t, devstack.Config{ExtraClients: 1})
+	stack := ownStack(t, devstack.Config{ExtraClients: 1})
 	r := harness.StartService(t, stack, map[string]string{"ORCH_VOLUME_POOL": "0", "ORCH_ON_DRAIN": "move", "ORCH_EVACUATE_PARALLEL": "2"})
 	c, admin, ctx, s := r.Product(t, nil), r.Admin(), t.Context(), harness.OpenStores(t, stack)
 	harness.WatchBrains(t, stack)
@@ -136,7 +136,7 @@ func (e *evacuated) arrive(admin *client.Client, from, to string) {
 	})
 	e.t.Logf("evacuated in %s: %+v", time.Since(began), now)
 	for _, was := range e.engines {
-		if at := nodeOf(e.t, e.s, was.EngineID); at != to {
+		if at := e.s.NodeOf(was.EngineID); at != to {
 			e.t.Errorf("%s is on %s", was.UserID, at)
 		}
 		volumes, _, err := e.s.Nomad.HostVolumes().List(&nomad.HostVolumeListRequest{}, &nomad.QueryOptions{Prefix: "engine-" + was.EngineID})

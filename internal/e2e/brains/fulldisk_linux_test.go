@@ -22,7 +22,7 @@ func TestNodeDiskFull(t *testing.T) {
 	t.Parallel()
 	const size, left = 40 << 20, 20 << 20
 	disk := smallDisk(t, 256<<20)
-	stack := harness.OwnStack(t, devstack.Config{Dir: filepath.Join(disk, "s")})
+	stack := ownStack(t, devstack.Config{Dir: filepath.Join(disk, "s")})
 	b := newBucket(t)
 	r := harness.StartService(t, stack, b.vars("ORCH_VOLUME_POOL=1"))
 	c := r.Product(t, nil)

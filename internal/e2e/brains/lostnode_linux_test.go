@@ -21,7 +21,7 @@ import (
 // processes and the brains that they left there are removed, and nobody used them.
 func TestNodeIsLost(t *testing.T) {
 	t.Parallel()
-	stack := harness.OwnStack(t, devstack.Config{ExtraClients: 1})
+	stack := ownStack(t, devstack.Config{ExtraClients: 1})
 	r := harness.StartService(t, stack, map[string]string{"ORCH_VOLUME_POOL": "0"})
 	c := r.Product(t, map[string]any{"on_node_lost": "restore", "node_lost_after_s": 60})
 	waits := r.Product(t, nil)
@@ -52,7 +52,7 @@ func TestNodeIsLost(t *testing.T) {
 	if err := stack.Pause(lost); err != nil {
 		t.Fatal(err)
 	}
-	at := nodeOf(t, s, e.EngineID)
+	at := s.NodeOf(e.EngineID)
 	harness.Eventually(t, "the service sees that its node is down", func() error {
 		list, err := r.Admin().Nodes(ctx)
 		for i := range list.Nodes {
@@ -128,7 +128,7 @@ func TestNodeIsLost(t *testing.T) {
 // elsewhere with what was in their newest snapshots, and an operator can forget its volumes.
 func TestNodeIsWiped(t *testing.T) {
 	t.Parallel()
-	stack := harness.OwnStack(t, devstack.Config{ExtraClients: 1})
+	stack := ownStack(t, devstack.Config{ExtraClients: 1})
 	r := harness.StartService(t, stack, map[string]string{"ORCH_VOLUME_POOL": "0"})
 	c := r.Product(t, map[string]any{"on_node_lost": "restore", "node_lost_after_s": 60})
 	ctx, s := t.Context(), harness.OpenStores(t, stack)
@@ -143,7 +143,7 @@ func TestNodeIsWiped(t *testing.T) {
 		engines[user] = e
 		harness.Remember(t, e, e.APIKey, "of "+user)
 		if lost == "" {
-			lost = nodeOf(t, s, e.EngineID)
+			lost = s.NodeOf(e.EngineID)
 			for _, other := range nodesBut(t, s, lost) { // so that both are on one node
 				if _, err := s.Nomad.Nodes().ToggleEligibility(other, false, nil); err != nil {
 					t.Fatal(err)
@@ -193,7 +193,7 @@ func TestNodeIsWiped(t *testing.T) {
 		} else {
 			harness.Eventually(t, "it runs on the other node", func() (err error) {
 				now, err = c.Engine(ctx, user)
-				if err == nil && (now.Status != "running" || nodeOf(t, s, now.EngineID) == lost) {
+				if err == nil && (now.Status != "running" || s.NodeOf(now.EngineID) == lost) {
 					err = fmt.Errorf("it is %s", now.Status)
 				}
 				return err
@@ -257,20 +257,10 @@ func nodesBut(t *testing.T, s *harness.Stores, id string) (others []string) {
 	return others
 }
 
-// nodeOf returns the id of the node on which an engine is to run.
-func nodeOf(t *testing.T, s *harness.Stores, engineID string) string {
-	t.Helper()
-	job, _, err := s.Nomad.Jobs().Info("engine-"+engineID, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return harness.NodeOf(job)
-}
-
 // clientOf returns the Nomad client on which an engine is to run.
 func clientOf(t *testing.T, s *harness.Stores, stack *devstack.Stack, engineID string) devstack.Component {
 	t.Helper()
-	node, _, err := s.Nomad.Nodes().Info(nodeOf(t, s, engineID), nil)
+	node, _, err := s.Nomad.Nodes().Info(s.NodeOf(engineID), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -17,7 +17,7 @@ import (
 // the evacuation can be cancelled; nothing of the move is left then.
 func TestMoveWaitsForItsTurn(t *testing.T) {
 	t.Parallel()
-	stack := harness.OwnStack(t, devstack.Config{ExtraClients: 1})
+	stack := ownStack(t, devstack.Config{ExtraClients: 1})
 	harness.WatchBrains(t, stack)
 	b := newBucket(t)
 	r := harness.StartService(t, stack, b.vars("ORCH_VOLUME_POOL=0", "ORCH_SNAPSHOTS_PER_NODE=1"))
@@ -29,7 +29,7 @@ func TestMoveWaitsForItsTurn(t *testing.T) {
 		harness.Remember(t, made, made.APIKey, "the memory of "+user)
 		e.engines = append(e.engines, made)
 		if first == "" {
-			first = nodeOf(t, s, made.EngineID)
+			first = s.NodeOf(made.EngineID)
 			second = nodesBut(t, s, first)[0]
 			if _, err := s.Nomad.Nodes().ToggleEligibility(second, false, nil); err != nil {
 				t.Fatal(err)

@@ -1,4 +1,4 @@
-package brains
+package faults
 
 import (
 	"bytes"
@@ -23,19 +23,16 @@ import (
 // has ended. The engine has its brain and its key, no second process was ever there, and it can be
 // moved again.
 func TestRegistryRestoredInAMove(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct {
 		point string
 		late  bool // the backup is from the middle of the move, which has ended
 	}{
-		"OnBothNodes":     {"move/fetch/done", false},
-		"OnTheOtherNode":  {"move/boot/done", false},
-		"ProcessEnded":    {"move/keep-send/done", true},
-		"RunsAndWasMoved": {"move/boot/done", true},
+		"RunsOnTheOtherNode": {"move/boot/done", false},
+		"ProcessIsEnded":     {"move/keep-send/done", true},
 	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			restoredInAMove(t, c.point, c.late)
-		})
+		// One after another: each has the agents of two nodes.
+		t.Run(name, func(t *testing.T) { restoredInAMove(t, c.point, c.late) })
 	}
 }
 
@@ -57,8 +54,7 @@ func restoredInAMove(t *testing.T, point string, late bool) {
 		t.Fatal(err)
 	}
 	harness.Remember(t, was, was.APIKey, "the memory of u")
-	first := nodeOf(t, s, was.EngineID)
-	second := nodesBut(t, s, first)[0]
+	first := s.NodeOf(was.EngineID)
 	backup := func() []byte {
 		in, _, err := s.Consul.Snapshot().Save(nil)
 		if err != nil {
@@ -91,10 +87,22 @@ func restoredInAMove(t *testing.T, point string, late bool) {
 		c.BaseURL = p.BaseURL
 		return p
 	}
-	e := evacuated{t: t, c: c, s: s, engines: []*client.Engine{was}}
+	left := func(b *harness.Process) {
+		t.Helper()
+		harness.Eventually(t, "it is on the other node", func() error {
+			now, err := b.Evacuation(ctx, first)
+			if err == nil && now.Status != "done" {
+				err = fmt.Errorf("%+v", now)
+			}
+			return err
+		})
+		if s.NodeOf(was.EngineID) == first {
+			t.Error("it is still on the node")
+		}
+	}
 	if late {
 		b := serve()
-		e.arrive(b.Client, first, second)
+		left(b)
 		harness.Remember(t, current(t, c), was.APIKey, "learnt after the move")
 		b.Terminate(t)
 	}
@@ -136,16 +144,7 @@ func restoredInAMove(t *testing.T, point string, late bool) {
 	if _, err := b.Evacuate(ctx, first); err != nil {
 		t.Fatal(err)
 	}
-	harness.Eventually(t, "it is on the other node", func() error {
-		now, err := b.Evacuation(ctx, first)
-		if err == nil && now.Status != "done" {
-			err = fmt.Errorf("%+v", now)
-		}
-		return err
-	})
-	if at := nodeOf(t, s, was.EngineID); at != second {
-		t.Errorf("it is on %s", at)
-	}
+	left(b)
 	memory := harness.Export(t, current(t, c), was.APIKey)
 	for _, what := range knows {
 		if err := memory.Knows(what); err != nil {

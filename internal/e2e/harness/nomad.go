@@ -24,6 +24,16 @@ func (s *Stores) Lives(name string, want bool) error {
 	return nil
 }
 
+// NodeOf returns the id of the node on which an engine is to run.
+func (s *Stores) NodeOf(engineID string) string {
+	s.T.Helper()
+	job, _, err := s.Nomad.Jobs().Info("engine-"+engineID, nil)
+	if err != nil {
+		s.T.Fatal(err)
+	}
+	return NodeOf(job)
+}
+
 // Processes returns the count of an engine's job, and the number of its living allocations.
 func (s *Stores) Processes(engineID string) (count int, running int) {
 	s.T.Helper()
