@@ -86,7 +86,11 @@ func (g *Guard) startRecoveryAt(ctx context.Context, record *registry.Deployment
 	if err := g.d.Store.PutDeployment(ctx, record); err != nil {
 		return err
 	}
-	g.log.Error("the registry lost rows; rebuilding it from its witnesses in Vault and Nomad", "why", why)
+	what := "the registry lost rows"
+	if back {
+		what = "the registry went back in time"
+	}
+	g.log.Error(what+"; rebuilding it from its witnesses in Vault and Nomad", "why", why)
 	g.take(record)
 	return nil
 }
