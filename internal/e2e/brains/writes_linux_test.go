@@ -33,7 +33,7 @@ func TestSnapshotsUnderWrites(t *testing.T) {
 		snapshots, every = n, 20*time.Millisecond // so that the brain stays small
 	}
 	b := newBucket(t)
-	r := harness.StartService(t, harness.Shared, b.vars())
+	r := harness.StartService(t, harness.Shared, b.vars("ORCH_IDLE_TIMEOUT_S=0")) // nobody asks the service for it
 	c := r.Product(t, nil)
 	ctx := t.Context()
 	e := harness.Provision(t, c, "u", "")
