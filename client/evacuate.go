@@ -56,8 +56,8 @@ func (c *Client) Evacuation(ctx context.Context, nodeID string) (*Evacuation, er
 	return e, c.get(ctx, admin, evacuation(nodeID), e)
 }
 
-// CancelEvacuation ends a node's evacuation: engines that were stopped for their move still arrive. It is
-// for the admin.
+// CancelEvacuation ends a node's evacuation: engines that were stopped for their move still
+// arrive. It is for the admin.
 func (c *Client) CancelEvacuation(ctx context.Context, nodeID string) (*Evacuation, error) {
 	e := new(Evacuation)
 	return e, c.do(ctx, call{method: http.MethodDelete, path: evacuation(nodeID), keys: admin, out: e, repeatable: true})

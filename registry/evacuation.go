@@ -26,7 +26,8 @@ type Evacuation struct {
 	// followed.
 	Registry  string    `json:"registry"`
 	Recovered time.Time `json:"recovered,omitzero"`
-	// Cancelled: somebody has asked for the end. Engines that were stopped for their move still arrive.
+	// Cancelled: somebody has asked for the end. Engines that were stopped for their move still
+	// arrive.
 	Cancelled bool `json:"cancelled,omitempty"`
 	// Waits is what the evacuation waits for; empty: nothing.
 	Waits   string    `json:"waits,omitempty"`

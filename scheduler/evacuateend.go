@@ -15,10 +15,7 @@ import (
 func (v *evacuations) waits(e *registry.Evacuation, engineID string) bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	f, tried := v.failed[engineID]
-	if !tried {
-		f = e.Failures[engineID]
-	}
+	f := v.lastMove(e, engineID)
 	if f.Attempts == 0 {
 		return false
 	}
@@ -34,11 +31,16 @@ func (v *evacuations) waits(e *registry.Evacuation, engineID string) bool {
 func (v *evacuations) broke(e *registry.Evacuation, engineID string) bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	f, tried := v.failed[engineID]
-	if !tried {
-		f = e.Failures[engineID]
+	return v.lastMove(e, engineID).Down
+}
+
+// lastMove returns how an engine's last move failed, by this leader's attempts or by the
+// record; zero: it did not. The caller holds the lock.
+func (v *evacuations) lastMove(e *registry.Evacuation, engineID string) registry.FailedMove {
+	if f, tried := v.failed[engineID]; tried {
+		return f
 	}
-	return f.Down
+	return e.Failures[engineID]
 }
 
 // result notes how a move ended. now is the row after it; nil: it never began.
@@ -62,11 +64,7 @@ func (v *evacuations) note(ctx context.Context, e *registry.Evacuation, on []*en
 	failures := map[string]registry.FailedMove{}
 	v.mu.Lock()
 	for _, row := range on {
-		f, tried := v.failed[row.EngineID]
-		if !tried {
-			f = e.Failures[row.EngineID]
-		}
-		if f.Attempts > 0 {
+		if f := v.lastMove(e, row.EngineID); f.Attempts > 0 {
 			failures[row.EngineID] = f
 		}
 	}

@@ -168,7 +168,7 @@ func fetch(ctx context.Context, order *brain.Order, client *transfer.Client, r *
 	}
 	got := &receipt{order.ID, unpacked.TopModes, brain.Result{Content: o.Content}}
 	got.Result.Entries = unpacked.Entries
-	if err = writeJSON(at(unverified, receiptName), got, writeFile); err == nil {
+	if err = writeJSON(at(unverified, receiptName), got, writeVolatile); err == nil {
 		err = flush(at())
 	}
 	if err == nil {

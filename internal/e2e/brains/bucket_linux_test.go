@@ -231,6 +231,20 @@ func (b *bucket) hold(t *testing.T, engineID string, which func(*http.Request) b
 	return held{came, release}
 }
 
+// end releases a snapshot that has waited until now, and waits until it is stored.
+func (h held) end(t *testing.T, taking <-chan result[*client.Snapshot]) {
+	t.Helper()
+	select {
+	case <-taking:
+		t.Error("the snapshot has ended before it was stored")
+	default:
+	}
+	h.release()
+	if taken := <-taking; taken.err != nil {
+		t.Error(taken.err)
+	}
+}
+
 // await waits until the request has come.
 func (h held) await(t *testing.T) {
 	t.Helper()

@@ -1,8 +1,6 @@
 package brains
 
 import (
-	"bytes"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"os"
@@ -29,11 +27,7 @@ func TestNodeDiskFull(t *testing.T) {
 	ctx, s := t.Context(), harness.OpenStores(t, stack)
 	e := harness.Provision(t, c, "u", "")
 	harness.Remember(t, e, e.APIKey, "before")
-	data := make([]byte, size)
-	_, _ = rand.Read(data)
-	if err := os.WriteFile(filepath.Join(brainOf(t, s, e.EngineID), "data"), data, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	same := addFile(t, s, e.EngineID, size)
 
 	empty := fill(t, disk, left)
 	harness.WantCode(t, harness.ErrOf(c.Snapshot(ctx, "u", "")), 507, "SNAPSHOT_FAILED")
@@ -61,9 +55,7 @@ func TestNodeDiskFull(t *testing.T) {
 	if err := harness.Export(t, restored, restored.APIKey).Knows("before"); err != nil {
 		t.Error(err)
 	}
-	if got, err := os.ReadFile(filepath.Join(brainOf(t, s, e.EngineID), "data")); err != nil || !bytes.Equal(got, data) {
-		t.Errorf("the restored file is another one, %v", err)
-	}
+	same()
 	b.noUploads(t)
 }
 

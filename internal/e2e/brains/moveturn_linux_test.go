@@ -87,15 +87,7 @@ func TestMoveWaitsForItsTurn(t *testing.T) {
 		return err
 	})
 	e.remember("waits")
-	select {
-	case <-taking:
-		t.Error("the snapshot has ended before it was stored")
-	default:
-	}
-	h.release()
-	if taken := <-taking; taken.err != nil {
-		t.Error(taken.err)
-	}
+	h.end(t, taking)
 	if _, err := admin.Evacuate(ctx, first); err != nil {
 		t.Fatal(err)
 	}

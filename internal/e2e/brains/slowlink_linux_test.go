@@ -2,11 +2,8 @@ package brains
 
 import (
 	"context"
-	"crypto/rand"
 	"io"
 	"net/http"
-	"os"
-	"path/filepath"
 	"testing"
 
 	"golang.org/x/time/rate"
@@ -15,8 +12,8 @@ import (
 	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
-// TestSlowLink: the store is at the end of a slow link. Snapshots and restores take their
-// time, and meanwhile the engine works, except for the moment of the copy.
+// TestSlowLink: the store is at the end of a slow link. A snapshot and a restore take their
+// time. During the snapshot the engine works, except for the moment of the copy.
 func TestSlowLink(t *testing.T) {
 	t.Parallel()
 	const perSecond, size = 512 << 10, 3 << 20
@@ -26,11 +23,7 @@ func TestSlowLink(t *testing.T) {
 	ctx, s := t.Context(), harness.OpenStores(t, harness.Shared)
 	e := harness.Provision(t, c, "u", "")
 	harness.Remember(t, e, e.APIKey, "before")
-	data := make([]byte, size)
-	_, _ = rand.Read(data)
-	if err := os.WriteFile(filepath.Join(brainOf(t, s, e.EngineID), "data"), data, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	same := addFile(t, s, e.EngineID, size)
 	b.fails(e.EngineID, b.slow(perSecond))
 	meanwhile := func(what string, done func() bool) (calls int) {
 		for ; !done(); calls++ {
@@ -66,9 +59,7 @@ func TestSlowLink(t *testing.T) {
 	if err := harness.Export(t, restored, restored.APIKey).Knows("before"); err != nil {
 		t.Error(err)
 	}
-	if got, err := os.ReadFile(filepath.Join(brainOf(t, s, e.EngineID), "data")); err != nil || string(got) != string(data) {
-		t.Errorf("the restored file is another one, %v", err)
-	}
+	same()
 	b.noUploads(t)
 }
 

@@ -73,6 +73,23 @@ func TestSparseBrain(t *testing.T) {
 	}
 }
 
+// addFile puts a file of so many random bytes into an engine's brain. same fails unless the
+// engine's brain has that file.
+func addFile(t *testing.T, s *harness.Stores, engineID string, size int) (same func()) {
+	t.Helper()
+	data := make([]byte, size)
+	_, _ = rand.Read(data)
+	if err := os.WriteFile(filepath.Join(brainOf(t, s, engineID), "data"), data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return func() {
+		t.Helper()
+		if got, err := os.ReadFile(filepath.Join(brainOf(t, s, engineID), "data")); err != nil || !bytes.Equal(got, data) {
+			t.Errorf("the restored file is another one, %v", err)
+		}
+	}
+}
+
 // brainOf returns the directory of an engine's brain on this machine.
 func brainOf(t *testing.T, s *harness.Stores, engineID string) string {
 	t.Helper()

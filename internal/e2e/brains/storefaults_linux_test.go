@@ -9,7 +9,6 @@ import (
 
 	"github.com/septemberai/orch/brain/store/storetest"
 	"github.com/septemberai/orch/client"
-	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
@@ -104,14 +103,7 @@ func TestNodeGoesOn(t *testing.T) {
 	r := harness.StartService(t, harness.Shared, b.vars())
 	c := r.Product(t, nil)
 	ctx := t.Context()
-	nomad := harness.OpenStores(t, harness.Shared).Nomad
-	node := func(e *client.Engine) string {
-		job, _, err := nomad.Jobs().Info(engine.JobID(e.EngineID), nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return harness.NodeOf(job)
-	}
+	s := harness.OpenStores(t, harness.Shared)
 	e := harness.Provision(t, c, "u", "")
 	h := b.hold(t, e.EngineID, isPart, nil)
 	taking := begin(func() (*client.Snapshot, error) { return c.Snapshot(ctx, "u", "") })
@@ -121,7 +113,7 @@ func TestNodeGoesOn(t *testing.T) {
 		if n == 8 {
 			t.Fatal("no other engine is on the node")
 		}
-		if other := harness.Provision(t, c, fmt.Sprintf("other-%d", n), ""); node(other) == node(e) {
+		if other := harness.Provision(t, c, fmt.Sprintf("other-%d", n), ""); s.NodeOf(other.EngineID) == s.NodeOf(e.EngineID) {
 			beside = other.UserID
 		}
 	}
@@ -131,15 +123,7 @@ func TestNodeGoesOn(t *testing.T) {
 	if _, err := c.Start(ctx, beside); err != nil {
 		t.Error(err)
 	}
-	select {
-	case <-taking:
-		t.Error("the snapshot has ended before it was stored")
-	default:
-	}
-	h.release()
-	if taken := <-taking; taken.err != nil {
-		t.Error(taken.err)
-	}
+	h.end(t, taking)
 }
 
 // TestDamagedSnapshots: a snapshot that is not what was stored is not restored, and the
