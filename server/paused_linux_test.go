@@ -2,6 +2,7 @@ package server_test
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"io"
 	"log"
@@ -9,14 +10,11 @@ import (
 	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
-
-	consul "github.com/hashicorp/consul/api"
 
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/internal/devstack"
@@ -155,30 +153,35 @@ func TestPausedStores(t *testing.T) {
 // caller does not then wait for the time limit of a call to Vault.
 func TestVaultIsLostMeanwhile(t *testing.T) {
 	t.Parallel()
-	a := startAPI(t, "ORCH_VOLUME_POOL=0")
-	kv, err := consul.NewClient(&consul.Config{Address: a.consul})
-	if err != nil {
-		t.Fatal(err)
-	}
-	step := func(name string) {
-		t.Helper()
-		for until := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
-			pairs, _, err := kv.KV().List("orch/engines/", nil)
-			if err != nil {
-				t.Fatal(err)
+	// Seen where the service writes them: a step may take less than a poll of the rows.
+	atVolume, atKey, paused := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	var first, then sync.Once
+	a := startAPIAt(t, func(c *service.Clients) {
+		c.ConsulAddr = failing(t, c.ConsulAddr, func(r *http.Request) bool {
+			switch rows := written(r); {
+			case bytes.Contains(rows, []byte(`"step":"volume"`)):
+				first.Do(func() { close(atVolume) })
+				<-paused
+			case bytes.Contains(rows, []byte(`"step":"key"`)):
+				then.Do(func() { close(atKey) })
 			}
-			if slices.ContainsFunc(pairs, func(p *consul.KVPair) bool { return bytes.Contains(p.Value, []byte(fmt.Sprintf(`"step":%q`, name))) }) {
-				return
-			}
-			if time.Now().After(until) {
-				t.Fatalf("the provision does not reach the step %s", name)
-			}
-		}
-	}
+			return false
+		})
+	}, "ORCH_VOLUME_POOL=0")
 	answered := make(chan answer, 1)
 	go func() { answered <- a.call(t, "POST", "/engines/provision", `{"user_id": "u"}`) }()
-	step("volume")
-	if err := a.stack.Pause(devstack.Vault); err != nil {
+	reached := func(step string, at chan struct{}) {
+		t.Helper()
+		select {
+		case <-at:
+		case got := <-answered:
+			t.Fatalf("the provision does not reach the step %s: %d %s", step, got.status, got.text)
+		}
+	}
+	reached("volume", atVolume)
+	err := a.stack.Pause(devstack.Vault)
+	close(paused)
+	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() {
@@ -191,7 +194,7 @@ func TestVaultIsLostMeanwhile(t *testing.T) {
 			t.Fatal("health does not report it as unavailable")
 		}
 	}
-	step("key")
+	reached("key", atKey)
 	began := time.Now()
 	got := <-answered
 	took := time.Since(began)
@@ -200,6 +203,24 @@ func TestVaultIsLostMeanwhile(t *testing.T) {
 	if took > 3*time.Second { // a call's time limit is 5 s
 		t.Errorf("its caller waited %s for a Vault that is known to be unavailable", took)
 	}
+}
+
+// written returns the values that a request to Consul writes in a transaction, if it is one.
+func written(r *http.Request) (values []byte) {
+	if r.URL.Path != "/v1/txn" {
+		return nil
+	}
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		return nil
+	}
+	r.Body = io.NopCloser(bytes.NewReader(body))
+	var ops []struct{ KV struct{ Value []byte } }
+	_ = json.Unmarshal(body, &ops) // if it cannot be parsed, it writes nothing
+	for _, op := range ops {
+		values = append(values, op.KV.Value...)
+	}
+	return values
 }
 
 // TestVaultIsKnownToBeAway: after the first call without a response of Vault, all calls are
