@@ -49,20 +49,25 @@ const (
 	ActionDrill          = "drill"
 	ActionFork           = "fork"
 	ActionErase          = "erase"
-	// ActionMove: an engine went to another node.
-	ActionMove = "move"
+	// ActionMove: an engine went to another node. ActionEvacuate: somebody asked for the move of
+	// all engines of the node that the metadata names, by a call or by draining it;
+	// ActionEvacuateCancel: somebody asked for its end.
+	ActionMove           = "move"
+	ActionEvacuate       = "evacuate"
+	ActionEvacuateCancel = "evacuate_cancel"
 	// ActionImport: an engine that only the snapshot store had is brought back.
 	ActionImport = "import"
 )
 
-// Actions lists all actions: of engines, of their health, of products, of repairs, and of
-// snapshots.
+// Actions lists all actions: of engines, of their health, of products, of repairs, of
+// snapshots, and of nodes.
 var Actions = []string{
 	ActionProvision, ActionStart, ActionStop, ActionSleep, ActionWake, ActionDestroy, ActionRotateKey, ActionUpgrade,
 	ActionHealthFailed, ActionHealthRecovered, ActionAutoRestartStart, ActionAutoRestartSuccess, ActionAutoRestartFailed,
 	ActionAutoRestartGaveUp, ActionAutoRestartHeld, ActionProductRegister, ActionProductDelete, ActionPlatformKeyRotate,
 	ActionPolicyUpdate, ActionAdmitDenied, ActionOrphanRemoved, ActionQuarantine, ActionAdopt, ActionDiscard, ActionRegistryRecover,
 	ActionAuthFailed, ActionSnapshot, ActionSnapshotDelete, ActionRestore, ActionDrill, ActionFork, ActionErase, ActionMove, ActionImport,
+	ActionEvacuate, ActionEvacuateCancel,
 }
 
 // Outcomes that are not error codes.

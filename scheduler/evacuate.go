@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
@@ -49,17 +50,37 @@ func (s *Scheduler) Evacuate(ctx context.Context, nodeID string) (*Evacuation, e
 	if s.nodeSilent(nodeID) {
 		return nil, engine.Errorf(engine.SnapshotFailed, "the node does not respond, so no brain on it can be read: restore its engines (POST /engines/{user_id}/restore, or on_node_lost in their product's policy)")
 	}
-	// Before anything is recorded, because without this right nothing could be moved.
-	switch {
-	case found.Eligible:
-		err = s.cluster.MakeEligible(ctx, nodeID, false)
-	case !found.Draining:
-		err = s.cluster.MakeIneligible(ctx, nodeID)
-	}
-	if err != nil {
-		return nil, mayNotSchedule(err)
-	}
-	return s.beginEvacuation(ctx, nodeID, found, registry.EvacuateCall)
+	var e *Evacuation
+	err = s.auditedEvacuation(ctx, audit.ActionEvacuate, adminActor(ctx), nodeID, func() (err error) {
+		// Before anything is recorded, because without this right nothing could be moved.
+		switch {
+		case found.Eligible:
+			err = s.cluster.MakeEligible(ctx, nodeID, false)
+		case !found.Draining:
+			err = s.cluster.MakeIneligible(ctx, nodeID)
+		}
+		if err != nil {
+			return mayNotSchedule(err)
+		}
+		e, err = s.beginEvacuation(ctx, nodeID, found, registry.EvacuateCall)
+		return err
+	}, begunAfter(time.Now()))
+	return e, err
+}
+
+// auditedEvacuation makes a change of a node's evacuation between beginning and completing its
+// audit row. shown reports whether a record shows the change.
+func (s *Scheduler) auditedEvacuation(ctx context.Context, action, actor, nodeID string, change func() error, shown func(*registry.Evacuation) bool) error {
+	entry := audit.Entry{Action: action, Actor: actor, Metadata: map[string]any{"node_id": nodeID}}
+	return s.auditedChange(ctx, entry, change, func(ctx context.Context) (bool, error) {
+		e, err := s.store.Evacuation(ctx, nodeID)
+		return err == nil && shown(e), err
+	})
+}
+
+// begunAfter reports of a record whether its evacuation began since a time.
+func begunAfter(at time.Time) func(*registry.Evacuation) bool {
+	return func(e *registry.Evacuation) bool { return !e.RequestedAt.Before(at) }
 }
 
 // beginEvacuation writes the record of an evacuation, unless one goes on. One that is about to
@@ -140,49 +161,38 @@ func (s *Scheduler) CancelEvacuation(ctx context.Context, nodeID string) (*Evacu
 	if err := s.mayBegin(ctx, "consul", "nomad"); err != nil {
 		return nil, err
 	}
-	for {
-		e, err := s.store.Evacuation(ctx, nodeID)
+	var e *registry.Evacuation
+	read := func() (err error) {
+		e, err = s.store.Evacuation(ctx, nodeID)
 		if err == nil && e.NodeID == "" {
 			err = errNotEvacuated
 		}
-		if err != nil {
-			return nil, err
-		}
-		if e.Outcome != "" || e.Cancelled {
-			return s.evacuation(e), nil
-		}
-		e.Cancelled, e.Waits = true, ""
-		err = s.store.PutEvacuation(ctx, e)
-		if err == nil {
-			return s.evacuation(e), nil
-		}
-		if !errors.Is(err, registry.ErrConflict) {
-			return nil, err
-		}
-	}
-}
-
-// closeNode makes Nomad schedule on a node as it is to after its evacuation. After a
-// cancellation that is as before.
-func (s *Scheduler) closeNode(ctx context.Context, e *registry.Evacuation, outcome string) error {
-	switch {
-	case e.Found.Drain:
-		return s.cluster.DrainAgain(ctx, e.NodeID, e.Found.DrainUntil, e.Found.IgnoreSystemJobs)
-	case outcome == registry.EvacuationCancelled && e.Found.Eligible:
-		return nil
-	}
-	return s.cluster.MakeIneligible(ctx, e.NodeID)
-}
-
-// endEvacuation writes the outcome of an evacuation.
-func (s *Scheduler) endEvacuation(ctx context.Context, e *registry.Evacuation, outcome string) error {
-	e.Outcome, e.EndedAt, e.Waits = outcome, time.Now().UTC(), ""
-	if err := s.store.PutEvacuation(ctx, e); err != nil {
 		return err
 	}
-	s.log.Info("the evacuation of a node has ended", "node_id", e.NodeID, "outcome", outcome, "failed", len(e.Failures))
-	s.noteEvacuating(e)
-	return nil
+	ends := func() bool { return e.Outcome != "" || e.Cancelled }
+	if err := read(); err != nil {
+		return nil, err
+	}
+	if ends() {
+		return s.evacuation(e), nil
+	}
+	of := e.RequestedAt
+	err := s.auditedEvacuation(ctx, audit.ActionEvacuateCancel, adminActor(ctx), nodeID, func() error {
+		for {
+			e.Cancelled, e.Waits = true, ""
+			err := s.store.PutEvacuation(ctx, e)
+			if !errors.Is(err, registry.ErrConflict) {
+				return err
+			}
+			if err := read(); err != nil || ends() {
+				return err
+			}
+		}
+	}, func(now *registry.Evacuation) bool { return now.Cancelled && now.RequestedAt.Equal(of) })
+	if err != nil {
+		return nil, err
+	}
+	return s.evacuation(e), nil
 }
 
 // scheduling reads how Nomad schedules on a node. NOT_FOUND.

@@ -11,6 +11,29 @@ import (
 	"github.com/septemberai/orch/scheduler/operation"
 )
 
+// closeNode makes Nomad schedule on a node as it is to after its evacuation. After a
+// cancellation that is as before.
+func (s *Scheduler) closeNode(ctx context.Context, e *registry.Evacuation, outcome string) error {
+	switch {
+	case e.Found.Drain:
+		return s.cluster.DrainAgain(ctx, e.NodeID, e.Found.DrainUntil, e.Found.IgnoreSystemJobs)
+	case outcome == registry.EvacuationCancelled && e.Found.Eligible:
+		return nil
+	}
+	return s.cluster.MakeIneligible(ctx, e.NodeID)
+}
+
+// endEvacuation writes the outcome of an evacuation.
+func (s *Scheduler) endEvacuation(ctx context.Context, e *registry.Evacuation, outcome string) error {
+	e.Outcome, e.EndedAt, e.Waits = outcome, time.Now().UTC(), ""
+	if err := s.store.PutEvacuation(ctx, e); err != nil {
+		return err
+	}
+	s.log.Info("the evacuation of a node has ended", "node_id", e.NodeID, "outcome", outcome, "failed", len(e.Failures))
+	s.noteEvacuating(e)
+	return nil
+}
+
 // waits reports whether an engine's last move failed a short while ago.
 func (v *evacuations) waits(e *registry.Evacuation, engineID string) bool {
 	v.mu.Lock()

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/internal/pause"
@@ -130,8 +131,10 @@ func (v *evacuations) followDrains(ctx context.Context, active map[string]*regis
 			v.forced[n.ID] = true
 			continue
 		}
-		_, err = v.s.beginEvacuation(ctx, n.ID, found, registry.EvacuateDrain)
-		errs = append(errs, err)
+		errs = append(errs, v.s.auditedEvacuation(ctx, audit.ActionEvacuate, actorSystem, n.ID, func() error {
+			_, err := v.s.beginEvacuation(ctx, n.ID, found, registry.EvacuateDrain)
+			return err
+		}, begunAfter(time.Now())))
 	}
 	return errors.Join(errs...)
 }

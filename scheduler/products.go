@@ -10,8 +10,6 @@ import (
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/internal/fault"
-	"github.com/septemberai/orch/internal/link"
-	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/jobs"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/scheduler/operation"
@@ -169,46 +167,20 @@ func (s *Scheduler) onProduct(ctx context.Context, action, productID string, det
 	return s.audited(ctx, action, productID, details, func() error { return productError(change()) }, done)
 }
 
-// audited makes a change of the admin between beginning and completing its audit row. done
-// reports, by a product or nil if there is none, whether the change was made.
+// audited makes an admin's change of a product between beginning and completing its audit row.
+// done reports, by a product or nil if there is none, whether the change was made.
 func (s *Scheduler) audited(ctx context.Context, action, productID string, details map[string]any, change func() error, done func(*engine.Product) bool) error {
-	began := time.Now().UTC()
-	id, err := s.audit.Begin(ctx, audit.Entry{
-		Timestamp: began, ProductID: productID, Action: action, Actor: adminActor(ctx), RequestID: operation.RequestID(ctx), Metadata: details,
-	})
-	if err != nil {
+	entry := audit.Entry{ProductID: productID, Action: action, Actor: adminActor(ctx), Metadata: details}
+	return s.auditedChange(ctx, entry, func() error {
+		fault.Hit(action + "/" + operation.AtAudited)
+		err := change()
+		fault.Hit(action + "/" + atWritten)
 		return err
-	}
-	fault.Hit(action + "/" + operation.AtAudited)
-	err = change()
-	fault.Hit(action + "/" + atWritten)
-	if errors.Is(err, registry.ErrUnavailable) && !errors.Is(err, link.ErrAway) {
-		// Its response was lost: it may have been made, or may still be made.
-		if s.ops.Background(func(ctx context.Context) { s.settleProduct(ctx, id, began, productID, err, done) }) {
-			return err
-		}
-	}
-	s.abandon(ctx, id, began, err)
-	return err
-}
-
-// settleProduct completes the audit row of a change whose write got no response: as done
-// when the product shows the change, or with the error that the caller got (told) if the
-// product does not show it for operation.StrayAfter.
-func (s *Scheduler) settleProduct(ctx context.Context, id int64, began time.Time, productID string, told error, done func(*engine.Product) bool) {
-	for missed := (time.Time{}); pause.For(ctx, time.Second); {
+	}, func(ctx context.Context) (bool, error) {
 		t, err := s.store.Tenant(ctx, productID)
-		switch {
-		case err != nil && !errors.Is(err, registry.ErrNotFound):
-			continue
-		case done(t.Product):
-			s.abandon(ctx, id, began, nil)
-			return
-		case missed.IsZero():
-			missed = time.Now()
-		case time.Since(missed) > operation.StrayAfter:
-			s.abandon(ctx, id, began, told)
-			return
+		if err != nil && !errors.Is(err, registry.ErrNotFound) {
+			return false, err
 		}
-	}
+		return done(t.Product), nil
+	})
 }

@@ -6,13 +6,11 @@ import (
 	"errors"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/septemberai/orch/audit"
 	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
-	"github.com/septemberai/orch/scheduler/operation"
 )
 
 // UnreachableVolume is the volume of a destroyed engine that could not be deleted yet, with
@@ -72,21 +70,20 @@ func (s *Scheduler) ForgetVolume(ctx context.Context, engineID string) error {
 }
 
 func (s *Scheduler) forgetVolume(ctx context.Context, g *registry.UnreachableVolume) error {
-	began := time.Now()
-	id, err := s.audit.Begin(ctx, audit.Entry{
-		Timestamp: began.UTC(), ProductID: g.ProductID, UserID: g.UserID, EngineID: g.EngineID,
-		Action: audit.ActionOrphanRemoved, Actor: adminActor(ctx), RequestID: operation.RequestID(ctx),
+	entry := audit.Entry{
+		ProductID: g.ProductID, UserID: g.UserID, EngineID: g.EngineID, Action: audit.ActionOrphanRemoved, Actor: adminActor(ctx),
 		Metadata: map[string]any{"what": []string{"unreachable_volume"}, "node_id": g.NodeID, "volume_id": g.VolumeID},
-	})
-	if err != nil {
+	}
+	return s.auditedChange(ctx, entry, func() error {
+		err := s.store.ForgetVolume(ctx, g)
+		if errors.Is(err, registry.ErrNotFound) {
+			err = errNoVolume
+		}
 		return err
-	}
-	err = s.store.ForgetVolume(ctx, g)
-	if errors.Is(err, registry.ErrNotFound) {
-		err = errNoVolume
-	}
-	s.abandon(ctx, id, began, err)
-	return err
+	}, func(ctx context.Context) (bool, error) {
+		left, _, err := s.store.UnreachableVolumes(ctx)
+		return !slices.ContainsFunc(left, func(l *registry.UnreachableVolume) bool { return l.EngineID == g.EngineID }), err
+	})
 }
 
 var errNoVolume = engine.Errorf(engine.VolumeNotFound, "there is no unreachable volume with this engine_id")

@@ -913,7 +913,7 @@ export interface components {
         /** @enum {string} */
         State: "provisioning" | "running" | "sleeping" | "stopped" | "failed" | "destroying";
         /** @enum {string} */
-        Action: "provision" | "start" | "stop" | "sleep" | "wake" | "destroy" | "rotate_key" | "upgrade" | "health_failed" | "health_recovered" | "auto_restart_start" | "auto_restart_success" | "auto_restart_failed" | "auto_restart_gave_up" | "auto_restart_held" | "product_register" | "product_delete" | "platform_key_rotate" | "policy_update" | "admit_denied" | "orphan_removed" | "quarantine" | "adopt" | "discard" | "registry_recover" | "auth_failed" | "snapshot" | "snapshot_delete" | "restore" | "drill" | "fork" | "erase" | "move" | "import";
+        Action: "provision" | "start" | "stop" | "sleep" | "wake" | "destroy" | "rotate_key" | "upgrade" | "health_failed" | "health_recovered" | "auto_restart_start" | "auto_restart_success" | "auto_restart_failed" | "auto_restart_gave_up" | "auto_restart_held" | "product_register" | "product_delete" | "platform_key_rotate" | "policy_update" | "admit_denied" | "orphan_removed" | "quarantine" | "adopt" | "discard" | "registry_recover" | "auth_failed" | "snapshot" | "snapshot_delete" | "restore" | "drill" | "fork" | "erase" | "move" | "import" | "evacuate" | "evacuate_cancel";
         /**
          * @description For clients to branch on. A later version may have more.
          * @enum {string}

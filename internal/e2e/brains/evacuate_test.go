@@ -3,6 +3,7 @@ package brains
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"testing"
 	"time"
 
@@ -94,6 +95,17 @@ func TestEvacuate(t *testing.T) {
 		}
 		return err
 	})
+	asked := map[string]int{}
+	rows, _ := harness.AuditLog(t, admin, "?action=evacuate")
+	cancels, _ := harness.AuditLog(t, admin, "?action=evacuate_cancel")
+	for _, row := range append(rows, cancels...) {
+		asked[fmt.Sprintf("%s of %v by %s: %s", row.Action, row.Metadata["node_id"], row.Actor, row.Outcome)]++
+	}
+	if want := map[string]int{
+		"evacuate of " + first + " by admin: ok": 2, "evacuate_cancel of " + first + " by admin: ok": 1, "evacuate of " + second + " by system: ok": 1,
+	}; !maps.Equal(asked, want) {
+		t.Errorf("audited: %v, want %v", asked, want)
+	}
 	for _, user := range users[:2] {
 		if did := harness.Actions(t, c, user); did["move"] < 2 || did["health_failed"] > 0 || did["auto_restart_start"] > 0 {
 			t.Errorf("%s: %v", user, did)
