@@ -12,6 +12,8 @@ import (
 type Evacuation struct {
 	NodeID      string    `json:"node_id"`
 	RequestedAt time.Time `json:"requested_at"`
+	// Asked is the id of the last request. A new one lets failed attempts be repeated at once.
+	Asked string `json:"asked"`
 	// By is EvacuateCall or EvacuateDrain.
 	By string `json:"by"`
 	// Found is how Nomad had the node before.

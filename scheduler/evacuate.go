@@ -29,8 +29,9 @@ type FailedMove struct {
 	registry.FailedMove
 }
 
-// Evacuate begins to move all engines of a node to other nodes, or continues it. No engine
-// comes to the node meanwhile, and at the end Nomad places nothing there. If the node is
+// Evacuate begins to move all engines of a node to other nodes. If that goes on already, what
+// has failed is tried again without a wait. No engine comes to the node meanwhile, and at the
+// end Nomad places nothing there. If the node is
 // ineligible or draining, it becomes eligible until then, because Nomad places the workers of
 // snapshots on no other.
 //
@@ -51,6 +52,7 @@ func (s *Scheduler) Evacuate(ctx context.Context, nodeID string) (*Evacuation, e
 		return nil, engine.Errorf(engine.SnapshotFailed, "the node does not respond, so no brain on it can be read: restore its engines (POST /engines/{user_id}/restore, or on_node_lost in their product's policy)")
 	}
 	var e *Evacuation
+	asked := newID()
 	err = s.auditedEvacuation(ctx, audit.ActionEvacuate, adminActor(ctx), nodeID, func() (err error) {
 		// Before anything is recorded, because without this right nothing could be moved.
 		switch {
@@ -62,9 +64,9 @@ func (s *Scheduler) Evacuate(ctx context.Context, nodeID string) (*Evacuation, e
 		if err != nil {
 			return mayNotSchedule(err)
 		}
-		e, err = s.beginEvacuation(ctx, nodeID, found, registry.EvacuateCall)
+		e, err = s.beginEvacuation(ctx, nodeID, found, registry.EvacuateCall, asked)
 		return err
-	}, begunAfter(time.Now()))
+	}, askedBy(asked))
 	return e, err
 }
 
@@ -78,33 +80,35 @@ func (s *Scheduler) auditedEvacuation(ctx context.Context, action, actor, nodeID
 	})
 }
 
-// begunAfter reports of a record whether its evacuation began since a time.
-func begunAfter(at time.Time) func(*registry.Evacuation) bool {
-	return func(e *registry.Evacuation) bool { return !e.RequestedAt.Before(at) }
+// askedBy reports of a record whether it has a request.
+func askedBy(asked string) func(*registry.Evacuation) bool {
+	return func(e *registry.Evacuation) bool { return e.Asked == asked }
 }
 
-// beginEvacuation writes the record of an evacuation, unless one goes on. One that is about to
-// be cancelled, by somebody or because the registry came back with a backup, is begun again
-// for a call: that came later.
-func (s *Scheduler) beginEvacuation(ctx context.Context, nodeID string, found *cluster.Scheduling, by string) (*Evacuation, error) {
+// beginEvacuation writes the record of an evacuation. A drain changes none that goes on. A call
+// that comes meanwhile only lets failed moves be tried again; one that is about to be cancelled,
+// by somebody or because the registry came back with a backup, is begun again for it: the call
+// came later.
+func (s *Scheduler) beginEvacuation(ctx context.Context, nodeID string, found *cluster.Scheduling, by, asked string) (*Evacuation, error) {
 	for {
-		e, err := s.store.Evacuation(ctx, nodeID)
+		was, err := s.store.Evacuation(ctx, nodeID)
 		if err != nil {
 			return nil, err
 		}
-		before := foundOf(found)
-		if e.NodeID != "" && e.Outcome == "" {
-			outdated := s.outdated(e)
-			if !outdated && !e.Cancelled || by == registry.EvacuateDrain {
-				return s.evacuation(e), nil
-			}
-			if !outdated {
-				before = e.Found
-			}
+		goesOn, outdated := was.NodeID != "" && was.Outcome == "", s.outdated(was)
+		if goesOn && by == registry.EvacuateDrain {
+			return s.evacuation(was), nil
 		}
-		e = &registry.Evacuation{NodeID: nodeID, RequestedAt: time.Now().UTC(), By: by, Found: before, Index: e.Index}
-		e.Registry, e.Recovered = s.registryMark()
-		e.Total = len(onNode(s.mirror.All(), nodeID))
+		e := was
+		if !goesOn || outdated || was.Cancelled {
+			e = &registry.Evacuation{NodeID: nodeID, RequestedAt: time.Now().UTC(), By: by, Found: foundOf(found), Index: was.Index}
+			if goesOn && !outdated {
+				e.Found = was.Found
+			}
+			e.Registry, e.Recovered = s.registryMark()
+			e.Total = len(onNode(s.mirror.All(), nodeID))
+		}
+		e.Asked, e.Failures = asked, nil
 		switch err := s.store.PutEvacuation(ctx, e); {
 		case errors.Is(err, registry.ErrConflict):
 			continue
@@ -221,6 +225,14 @@ func onNode(rows []*engine.Row, nodeID string) (on []*engine.Row) {
 		}
 	}
 	return on
+}
+
+// order sorts engines by what a move costs their users.
+func order(row *engine.Row) int {
+	if row.State == engine.Running {
+		return 1
+	}
+	return 0
 }
 
 // evacuation completes the record of an evacuation with what the rows say.

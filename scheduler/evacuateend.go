@@ -66,6 +66,19 @@ func (v *evacuations) lastMove(e *registry.Evacuation, engineID string) registry
 	return e.Failures[engineID]
 }
 
+// forgive forgets the failures of before the last request: somebody may have mended their cause.
+func (v *evacuations) forgive(e *registry.Evacuation, on []*engine.Row) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.asked[e.NodeID] == e.Asked {
+		return
+	}
+	v.asked[e.NodeID] = e.Asked
+	for _, row := range on {
+		delete(v.failed, row.EngineID)
+	}
+}
+
 // result notes how a move ended. now is the row after it; nil: it never began.
 func (v *evacuations) result(row, now *engine.Row, err error) {
 	if err != nil && now == nil && (overtaken(err) || errors.Is(err, registry.ErrConflict)) {

@@ -45,13 +45,14 @@ type evacuations struct {
 
 	mu     sync.Mutex
 	failed map[string]registry.FailedMove // of this leader's attempts, by engine_id; zero: the last one did not fail
+	asked  map[string]string              // the last request that was seen, by node
 	forced map[string]bool                // nodes whose forced drain was reported
 	busy   map[string]time.Time           // when an engine said that it works, by engine_id
 	empty  map[string]int                 // how often in succession a node was found empty
 }
 
 func newEvacuations(s *Scheduler) *evacuations {
-	return &evacuations{s: s, failed: map[string]registry.FailedMove{}, forced: map[string]bool{}, busy: map[string]time.Time{}, empty: map[string]int{}}
+	return &evacuations{s: s, failed: map[string]registry.FailedMove{}, asked: map[string]string{}, forced: map[string]bool{}, busy: map[string]time.Time{}, empty: map[string]int{}}
 }
 
 // run reads on every replica which nodes are evacuated, and evacuates them on the leader.
@@ -88,6 +89,7 @@ func (v *evacuations) once(ctx context.Context) error {
 	if len(active) == 0 {
 		v.mu.Lock()
 		clear(v.failed)
+		clear(v.asked)
 		clear(v.empty)
 		clear(v.busy)
 		v.mu.Unlock()
@@ -131,10 +133,11 @@ func (v *evacuations) followDrains(ctx context.Context, active map[string]*regis
 			v.forced[n.ID] = true
 			continue
 		}
+		asked := newID()
 		errs = append(errs, v.s.auditedEvacuation(ctx, audit.ActionEvacuate, actorSystem, n.ID, func() error {
-			_, err := v.s.beginEvacuation(ctx, n.ID, found, registry.EvacuateDrain)
+			_, err := v.s.beginEvacuation(ctx, n.ID, found, registry.EvacuateDrain, asked)
 			return err
-		}, begunAfter(time.Now())))
+		}, askedBy(asked)))
 	}
 	return errors.Join(errs...)
 }
@@ -149,6 +152,7 @@ func (v *evacuations) evacuate(ctx context.Context, e *registry.Evacuation) erro
 	if e.Cancelled {
 		return v.cancel(ctx, e, on)
 	}
+	v.forgive(e, on)
 	v.empty[e.NodeID]++
 	if len(on) > 0 {
 		v.empty[e.NodeID] = 0
@@ -264,14 +268,6 @@ func (v *evacuations) works(ctx context.Context, row *engine.Row) bool {
 	return true
 }
 
-// order sorts engines by what a move costs their users.
-func order(row *engine.Row) int {
-	if row.State == engine.Running {
-		return 1
-	}
-	return 0
-}
-
 // move begins to move an engine, and notes the result when it is there.
 func (v *evacuations) move(ctx context.Context, row *engine.Row) {
 	o, err := v.s.beginMove(ctx, row, actorSystem)
@@ -281,6 +277,11 @@ func (v *evacuations) move(ctx context.Context, row *engine.Row) {
 	}
 	v.s.ops.Background(func(ctx context.Context) {
 		_, err := o.Wait(ctx)
+		select {
+		case <-o.Ended: // a move that fails is undone after its end is told
+		case <-ctx.Done():
+			return
+		}
 		now, rerr := v.s.store.Engine(ctx, row.ProductID, row.UserID)
 		if ctx.Err() != nil {
 			return

@@ -54,6 +54,9 @@ func Close(plans *Plans, backoff engine.Backoff, row *engine.Row, now time.Time)
 	if plans.Undo[op.Kind] != nil && op.Kind != engine.OpRotateKey && !untouched && (op.Kind != engine.OpMove || op.From == engine.Running) {
 		settleRestarts(backoff, row, op, now)
 	}
+	if op.From == engine.Running && (row.Reason == ReasonNotMoved || row.Reason == reasonNotRestored) {
+		row.Restarts = nil // the service ended its process, so it starts again without a wait
+	}
 }
 
 // closeRestore writes the state of an engine after a restore. If it failed after the process

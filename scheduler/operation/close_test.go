@@ -51,3 +51,22 @@ func TestCloseOfUntouched(t *testing.T) {
 		}
 	}
 }
+
+// An engine whose process was ended for a restore or a move that failed is started again
+// without a wait, but not one that fails by itself.
+func TestCloseOfEnded(t *testing.T) {
+	undo := []Step{{Name: "undo"}}
+	plans := &Plans{Undo: map[engine.OpKind][]Step{engine.OpRestore: undo, engine.OpMove: undo}}
+	for _, kind := range []engine.OpKind{engine.OpRestore, engine.OpMove} {
+		for _, from := range []engine.State{engine.Running, engine.Failed} {
+			had := &engine.Restarts{Attempts: 2, NextAt: time.Now().Add(time.Hour)}
+			row := &engine.Row{State: from, Desired: engine.Running, Restarts: had, Op: &engine.Operation{
+				Kind: kind, Step: "undo", Undo: string(engine.BackendRefused), From: from, Restoring: &engine.Restoring{Ended: true},
+			}}
+			Close(plans, engine.Backoff{Base: time.Minute, Max: time.Hour, MaxAttempts: 9}, row, time.Now())
+			if row.State != engine.Failed || row.Desired != engine.Running || (row.Restarts == nil) != (from == engine.Running) {
+				t.Errorf("%s from %s: %s, %+v", kind, from, row.State, row.Restarts)
+			}
+		}
+	}
+}

@@ -727,7 +727,7 @@ export interface paths {
         put?: never;
         /**
          * Move all engines of a node to other nodes
-         * @description Begins to move every engine of the node, or continues; `GET` shows the progress. An engine keeps its key and its URL changes; one that runs is down while its brain is copied. Some are moved at a time (`ORCH_EVACUATE_PARALLEL`), those without a process first. An engine that reports `busy` is left for up to ten minutes.
+         * @description Begins to move every engine of the node; `GET` shows the progress. If that goes on already, engines whose move failed are tried again at once. An engine keeps its key and its URL changes; one that runs is down while its brain is copied. Some are moved at a time (`ORCH_EVACUATE_PARALLEL`), those without a process first. An engine that reports `busy` is left for up to ten minutes.
          *
          *     No engine comes to the node meanwhile. Nomad must place the workers of snapshots there, so a node that is ineligible or draining becomes eligible, and is drained again or made ineligible at the end. A node that was eligible is ineligible afterwards.
          *

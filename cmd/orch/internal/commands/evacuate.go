@@ -20,8 +20,8 @@ until none is left. Each engine keeps its key, and is down only while its brain 
 copied. Sleeping and stopped engines are moved first; an engine that reports that it
 is busy is left for up to ten minutes. Nomad places nothing on the node afterwards:
 "nomad node eligibility -enable" gives it back. The evacuation goes on if this
-command is interrupted, and the same command then shows it again. It exits with 1 if
-engines are left.`,
+command is interrupted. The same command then shows it again, and engines whose move
+failed are tried again at once. It exits with 1 if engines are left.`,
 		examples: []string{
 			"orch node evacuate 0e5ab8c4-7c7a-2f0e-6d2b-6f6c1d4f6f0a",
 			"orch node evacuate -status -json 0e5ab8c4-7c7a-2f0e-6d2b-6f6c1d4f6f0a | jq '.failed[]'",
