@@ -21,9 +21,11 @@ func TestConcurrentProvisionsOfOneUser(t *testing.T) {
 		_, err := c.Provision(t.Context(), "the-one", "")
 		return err
 	})
-	if got["ok"] != 1 || got["409 ENGINE_ALREADY_EXISTS"] != 49 {
+	// None is ok if the harness had to send that call again.
+	if got["ok"] > 1 || got["ok"]+got["409 ENGINE_ALREADY_EXISTS"] != 50 {
 		t.Fatalf("got %v, want 1 ok and 49 × 409 ENGINE_ALREADY_EXISTS", got)
 	}
+	harness.AwaitEngine(t, c, "the-one", "running", "")
 	if _, err := c.Destroy(t.Context(), "the-one"); err != nil {
 		t.Fatal(err)
 	}

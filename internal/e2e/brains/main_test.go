@@ -18,5 +18,7 @@ func ownStack(t *testing.T, cfg devstack.Config) *devstack.Stack {
 	t.Helper()
 	stacks <- struct{}{}
 	t.Cleanup(func() { <-stacks }) // after the agents have ended
-	return harness.OwnStack(t, cfg)
+	stack := harness.OwnStack(t, cfg)
+	harness.Steady(t, stack)
+	return stack
 }

@@ -22,10 +22,20 @@ import (
 // Provision creates an engine for a user, and destroys it when the test ends.
 func Provision(t *testing.T, c *client.Client, user, version string) *client.Engine {
 	t.Helper()
-	e, err := c.Provision(t.Context(), user, version)
-	if err != nil {
-		t.Fatal(err)
-	}
+	var e *client.Engine
+	Eventually(t, user+" has an engine", func() (err error) {
+		e, err = c.Provision(t.Context(), user, version)
+		if errors.Is(err, client.ErrEngineAlreadyExists) { // the call was sent again: see patient
+			if e, err = c.Engine(t.Context(), user); err == nil && (e.Status != "running" || e.Operation != nil) {
+				err = fmt.Errorf("%+v", e)
+			}
+			return err
+		}
+		if err != nil && !errors.Is(err, client.ErrEngineBusy) {
+			t.Fatal(err)
+		}
+		return err
+	})
 	t.Cleanup(func() {
 		if _, err := c.Destroy(context.Background(), user); err != nil {
 			t.Errorf("destroy %s: %v", user, err)

@@ -31,17 +31,20 @@ type patience struct {
 }
 
 // storeAway and auditAway match such responses. One that is about the audit log changed
-// nothing.
+// nothing. busy matches the response to a call that was sent again while the first one is still
+// being undone.
 var (
 	storeAway = regexp.MustCompile(`"BACKEND_UNAVAILABLE".*\((?:Nomad|Consul|Vault)\) cannot be reached`)
-	auditAway = regexp.MustCompile(`"BACKEND_UNAVAILABLE".*\((?:Nomad|Consul|Vault|its database)\) cannot be reached`)
+	auditAway = regexp.MustCompile(`"BACKEND_UNAVAILABLE".*(\((?:Nomad|Consul|Vault|its database)\) cannot be reached|not connected to the registry \(Consul\) yet)`)
+	busy      = regexp.MustCompile(`"ENGINE_BUSY"`)
 )
 
-// with retries the calls to a service until its test ends. audit: also those that the audit
-// log did not allow. A test that brings its own database may take it away.
-func (p *patient) with(t *testing.T, host string, audit bool) {
+// with retries the calls to a service until its test ends. all: also those that the audit log
+// did not allow, or that came before its session. A test that brings its own database or ends
+// sessions may want these.
+func (p *patient) with(t *testing.T, host string, all bool) {
 	matches := storeAway
-	if audit {
+	if all {
 		matches = auditAway
 	}
 	p.mu.Lock()
@@ -61,9 +64,11 @@ func (p *patient) RoundTrip(r *http.Request) (*http.Response, error) {
 	with, known := p.hosts[r.URL.Host]
 	again := known && (r.Body == nil || r.GetBody != nil)
 	p.mu.Unlock()
+	sent := 0
 	for began := time.Now(); ; {
 		resp, err := p.base.RoundTrip(r)
-		if err != nil || !again || resp.StatusCode != http.StatusServiceUnavailable {
+		sent++
+		if err != nil || !again || resp.StatusCode != http.StatusServiceUnavailable && (resp.StatusCode != http.StatusConflict || sent == 1) {
 			return resp, err
 		}
 		if time.Since(began) > Patience { // it is away: no other call waits as long
@@ -74,7 +79,11 @@ func (p *patient) RoundTrip(r *http.Request) (*http.Response, error) {
 		if err != nil {
 			return nil, err
 		}
-		if resp.Body = io.NopCloser(bytes.NewReader(body)); !with.matches.Match(body) {
+		matches := with.matches
+		if resp.StatusCode == http.StatusConflict {
+			matches = busy
+		}
+		if resp.Body = io.NopCloser(bytes.NewReader(body)); !matches.Match(body) {
 			return resp, nil
 		}
 		with.t.Logf("%s %s is sent again after %s", r.Method, r.URL.Path, body)

@@ -7,7 +7,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -86,6 +88,9 @@ func Launch(t *testing.T, binary string, stack *devstack.Stack, prefix, database
 		t.Fatal(err)
 	}
 	go func() { _ = p.Cmd.Wait(); close(p.exited) }()
+	if undisturbed(stack) && !slices.ContainsFunc(env, isAddressOfStore) {
+		calls.with(t, addr, false)
+	}
 	t.Cleanup(func() {
 		p.End()
 		if t.Failed() {
@@ -93,6 +98,13 @@ func Launch(t *testing.T, binary string, stack *devstack.Stack, prefix, database
 		}
 	})
 	return p
+}
+
+// isAddressOfStore reports whether a variable sets the address of a store: that of a proxy, by
+// which a test disturbs it.
+func isAddressOfStore(v string) bool {
+	name, _, _ := strings.Cut(v, "=")
+	return name == "CONSUL_HTTP_ADDR" || name == "NOMAD_ADDR" || name == "VAULT_ADDR"
 }
 
 // StartProcess serves with the shipped binary and a separate audit log.

@@ -89,7 +89,7 @@ func StartService(t *testing.T, stack *devstack.Stack, vars map[string]string) *
 			t.Errorf("service ended with %v", err)
 		}
 	})
-	if stack == Shared && all["CONSUL_HTTP_ADDR"] == "" {
+	if undisturbed(stack) && all["CONSUL_HTTP_ADDR"] == "" {
 		_, hurt := vars["ORCH_DATABASE_URL"]
 		calls.with(t, svc.Server.Addr().String(), !hurt)
 	}

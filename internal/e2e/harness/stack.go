@@ -1,6 +1,7 @@
 package harness
 
 import (
+	"sync"
 	"testing"
 
 	"github.com/septemberai/orch/internal/devstack"
@@ -24,4 +25,19 @@ func OwnStack(t *testing.T, cfg ...devstack.Config) *devstack.Stack {
 		}
 	})
 	return stack
+}
+
+// steady are the stacks whose servers no test disturbs, apart from the shared one.
+var steady sync.Map
+
+// Steady says that a test disturbs nodes of its stack at most, not Nomad's servers, Consul or
+// Vault: the calls to its services are retried as those on the shared stack.
+func Steady(t *testing.T, stack *devstack.Stack) {
+	steady.Store(stack, true)
+	t.Cleanup(func() { steady.Delete(stack) })
+}
+
+func undisturbed(stack *devstack.Stack) bool {
+	_, is := steady.Load(stack)
+	return is || stack == Shared
 }
