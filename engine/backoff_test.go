@@ -23,3 +23,23 @@ func TestBackoff(t *testing.T) {
 		}
 	})
 }
+
+func TestDoubled(t *testing.T) {
+	for _, tc := range []struct {
+		first    time.Duration
+		attempts int
+		last     time.Duration
+		want     time.Duration
+	}{
+		{time.Second, 1, time.Minute, time.Second},
+		{time.Second, 3, time.Minute, 4 * time.Second},
+		{3 * time.Second, 2, 7 * time.Second, 6 * time.Second},
+		{3 * time.Second, 3, 7 * time.Second, 7 * time.Second},
+		{time.Hour, 1, time.Minute, time.Minute},
+		{time.Second, 1 << 40, time.Hour, time.Hour}, // without an overflow, and at once
+	} {
+		if got := Doubled(tc.first, tc.attempts, tc.last); got != tc.want {
+			t.Errorf("%s, attempt %d, at most %s: got %s, want %s", tc.first, tc.attempts, tc.last, got, tc.want)
+		}
+	}
+}

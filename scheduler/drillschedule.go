@@ -198,7 +198,7 @@ func (d *drills) settle(now time.Time) {
 			}
 			w := d.waits[id]
 			w.count++
-			w.next = now.Add(min(firstDrillRetry<<min(w.count-1, 10), max(d.s.drillInterval(), firstDrillRetry)))
+			w.next = now.Add(engine.Doubled(firstDrillRetry, w.count, max(d.s.drillInterval(), firstDrillRetry)))
 			d.waits[id], d.tried[e.row.EngineID] = w, now
 		default:
 			return

@@ -43,9 +43,9 @@ func (v *evacuations) waits(e *registry.Evacuation, engineID string) bool {
 		return false
 	}
 	v.failed[engineID] = f
-	wait := min(firstMoveRetry<<min(f.Attempts-1, 10), lastMoveRetry)
+	wait := engine.Doubled(firstMoveRetry, f.Attempts, lastMoveRetry)
 	if f.Down {
-		wait = min(lastMoveRetry<<min(f.Attempts-1, 10), lastDownRetry)
+		wait = engine.Doubled(lastMoveRetry, f.Attempts, lastDownRetry)
 	}
 	return engine.StillWaits(f.At.Add(wait), time.Now(), lastDownRetry)
 }

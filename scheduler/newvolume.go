@@ -31,18 +31,11 @@ func (o *work) nameVolume(ctx context.Context, fresh func(*engine.Row) string) e
 func (o *work) volumeToFill(ctx context.Context, name, nodeID string) (*cluster.Volume, error) {
 	ctx, cancel := context.WithTimeout(ctx, volumeTimeout)
 	defer cancel()
-	template, err := o.s.jobFile()
-	if err != nil {
-		return nil, err
-	}
 	claims, err := o.workerClaims(ctx, nodeID)
 	if err != nil {
 		return nil, err
 	}
-	if err := o.Fence(ctx); err != nil {
-		return nil, err
-	}
-	v, err := o.s.cluster.EnsureVolume(ctx, name, nodeID, template.Owner().Params())
+	v, err := o.createVolume(ctx, name, nodeID)
 	switch {
 	case err != nil:
 		return nil, err
@@ -52,6 +45,20 @@ func (o *work) volumeToFill(ctx context.Context, name, nodeID string) (*cluster.
 		return o.s.cluster.Volume(ctx, v.ID)
 	}
 	return v, nil
+}
+
+// createVolume creates the volume of this name on a node, unless there is one. The node refuses
+// a second volume of the same name; the fence avoids creating the volume of an engine that was
+// destroyed meanwhile.
+func (o *work) createVolume(ctx context.Context, name, nodeID string) (*cluster.Volume, error) {
+	template, err := o.s.jobFile()
+	if err != nil {
+		return nil, err
+	}
+	if err := o.Fence(ctx); err != nil {
+		return nil, err
+	}
+	return o.s.cluster.EnsureVolume(ctx, name, nodeID, template.Owner().Params())
 }
 
 // awaitTarget waits until a process may claim the new volume, and for the turn of the worker

@@ -227,7 +227,7 @@ func (z *snapshotSchedule) note(row *engine.Row, rule snapshotRule, err error) {
 	}
 	f := z.failed[row.EngineID]
 	f.count++
-	f.next = time.Now().Add(min(firstSnapshotRetry<<min(f.count-1, 10), rule.every))
+	f.next = time.Now().Add(engine.Doubled(firstSnapshotRetry, f.count, rule.every))
 	z.failed[row.EngineID] = f
 }
 

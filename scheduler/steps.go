@@ -28,16 +28,7 @@ func (o *work) ensureVolume(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, volumeTimeout)
 	defer cancel()
-	template, err := o.s.jobFile()
-	if err != nil {
-		return err
-	}
-	// The node refuses a second volume of the same name. This check avoids creating the
-	// volume of an engine that was destroyed meanwhile.
-	if err := o.Fence(ctx); err != nil {
-		return err
-	}
-	v, err := o.s.cluster.EnsureVolume(ctx, o.Row.JobID(), o.Row.NodeID, template.Owner().Params())
+	v, err := o.createVolume(ctx, o.Row.JobID(), o.Row.NodeID)
 	if err == nil {
 		v, err = o.s.cluster.AwaitVolume(ctx, v.ID)
 	}

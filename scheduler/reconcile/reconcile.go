@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/septemberai/orch/cluster"
+	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/registry"
 )
@@ -237,7 +238,7 @@ func (r *Reconciler) attempt(ctx context.Context, a *Action) {
 		return
 	}
 	f := r.failed[key]
-	wait := min(firstBackoff<<min(f.n, 10), lastBackoff)
+	wait := engine.Doubled(firstBackoff, f.n+1, lastBackoff)
 	f.n, f.until = f.n+1, time.Now().Add(wait/2+rand.N(wait))
 	r.failed[key] = f
 	r.d.Log.Warn("an action of reconcile failed; retrying later", "act", string(a.Act), "subject", a.Subject, "engine_id", a.EngineID, "product_id", a.ProductID, "error", err)
