@@ -45,6 +45,9 @@ type Content struct {
 	Bytes   int64 `json:"bytes"`
 	Entries int64 `json:"entries"` // files, directories, links
 	Skipped int64 `json:"skipped"` // sockets, devices, reserved names, and attributes without a place in an archive
+	// Changed is how many files and directories somebody changed during the copy, although the
+	// engine's process was frozen or had ended: they may be from two moments.
+	Changed int64 `json:"changed,omitempty"`
 }
 
 var (

@@ -22,6 +22,7 @@ type Snapshot struct {
 	Trigger       string    `json:"trigger"`        // why it was taken: a stable word
 	Label         string    `json:"label"`
 	FrozenMS      int64     `json:"frozen_ms"` // how long the engine was frozen for the copy
+	Changed       int64     `json:"changed"`   // files and directories that another process changed meanwhile
 }
 
 // SnapshotList is one page of an engine's snapshots, newest first.

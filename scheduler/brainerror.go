@@ -30,8 +30,10 @@ func brainError(err error) *engine.Error {
 		e.Message = "a file of the brain cannot be read on its node; the service's log names it"
 	case brain.TooLarge:
 		e.Message = "the brain is larger than a snapshot can be"
-	case brain.Interrupted, brain.Busy:
+	case brain.Interrupted:
 		e.Message = "the snapshot was interrupted on its node; retry"
+	case brain.Busy:
+		e.Message = "another process uses the brain on its node, though its engine does not run; the service's log says more; retry"
 	default:
 		e.Message = "the worker on the node failed; search the service's log for the request's id"
 	}

@@ -161,6 +161,9 @@ func (o *work) awaitSent(ctx context.Context) error {
 	if o.anotherProcess(result) {
 		return engine.Errorf(engine.SnapshotFailed, "the engine's process was restarted during the copy; retry")
 	}
+	if result.Changed > 0 {
+		o.Log.Warn("another process than the engine's first one wrote to the brain while it was copied, so the snapshot is not of one moment: stop the engine for its snapshots", "changed", result.Changed)
+	}
 	result.SkippedNames = nil // names of the user's files do not belong into the registry
 	t.Result = result
 	return nil

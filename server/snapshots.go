@@ -30,6 +30,7 @@ type snapshotAnswer struct {
 	Trigger       string `json:"trigger"`
 	Label         string `json:"label"`
 	FrozenMS      int64  `json:"frozen_ms"`
+	Changed       int64  `json:"changed"`
 }
 
 // showSnapshot shows a snapshot to the user's product. A manifest need not name the user,
@@ -37,7 +38,7 @@ type snapshotAnswer struct {
 func showSnapshot(m *brain.Manifest, userID string) snapshotAnswer {
 	return snapshotAnswer{
 		SnapshotID: m.SnapshotID, EngineID: m.EngineID, UserID: userID, CreatedAt: timestamp(m.CreatedAt), Bytes: m.Bytes, StoredBytes: m.StoredBytes,
-		SHA256: m.SHA256, EngineVersion: m.EngineVersion, Trigger: m.Trigger, Label: m.Label, FrozenMS: m.FrozenMS,
+		SHA256: m.SHA256, EngineVersion: m.EngineVersion, Trigger: m.Trigger, Label: m.Label, FrozenMS: m.FrozenMS, Changed: m.Changed,
 	}
 }
 

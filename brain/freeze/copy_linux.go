@@ -4,6 +4,7 @@ package freeze
 import (
 	"context"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"time"
@@ -23,6 +24,8 @@ type Stats struct {
 	Skipped int64 // sockets, devices and reserved names, which are not copied
 	// SkippedNames are the first of them.
 	SkippedNames []string
+	// Changed is how many files and directories somebody changed during the copy.
+	Changed int64
 }
 
 // maxNames limits SkippedNames.
@@ -31,7 +34,8 @@ const maxNames = 20
 // Copy copies the directory from to the new directory to: files with their holes, modes,
 // times, attributes and hard links, symbolic links, and FIFOs. It shares blocks where the
 // file system can (FICLONE: XFS, Btrfs). What it copies gets this process's owner. Nobody
-// may write to from during the copy. After an error, the caller removes to.
+// should write to from during the copy; what somebody changes all the same is counted. After
+// an error, the caller removes to.
 //
 // Errors have the kind NoRoom if the disk is full, Unreadable if an entry cannot be read.
 func Copy(ctx context.Context, from, to string) (Stats, error) {
@@ -40,6 +44,11 @@ func Copy(ctx context.Context, from, to string) (Stats, error) {
 	err := tree.Walk(ctx, from, &c)
 	for _, dir := range c.dirs {
 		_ = dir.Close()
+	}
+	if err == nil {
+		var changed int64
+		changed, err = changes(ctx, from, began)
+		c.stats.Changed = max(changed, c.stats.Changed)
 	}
 	c.stats.Took = time.Since(began)
 	return c.stats, brain.Local(err, brain.Unreadable, "the brain cannot be copied")
@@ -100,6 +109,10 @@ func (c *copier) Other(e *tree.Entry) error {
 		return unix.Linkat(int(c.dirs[0].Fd()), first, int(dir.Fd()), e.Name, 0)
 	case unix.S_IFLNK:
 		target, err := e.Target()
+		if errors.Is(err, unix.ENOENT) {
+			c.Gone(e.Path)
+			return nil
+		}
 		if err == nil {
 			err = unix.Symlinkat(target, int(dir.Fd()), e.Name)
 		}
@@ -132,8 +145,15 @@ func (c *copier) Skip(path string) {
 	}
 }
 
+// Gone implements tree.Forgiving.
+func (c *copier) Gone(string) { c.stats.Changed++ }
+
 func (c *copier) file(e *tree.Entry) error {
 	from, err := e.Open()
+	if errors.Is(err, unix.ENOENT) {
+		c.Gone(e.Path)
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -199,7 +219,7 @@ func copyRange(ctx context.Context, from, to *os.File, x tree.Extent) error {
 			return err
 		}
 		if n == 0 {
-			return brain.Errorf(brain.Unreadable, "%s has become shorter during the copy", from.Name())
+			return nil // it has become shorter: see changes
 		}
 		left -= int64(n)
 	}
@@ -213,8 +233,11 @@ func throughMemory(ctx context.Context, from, to *os.File, at, length int64) err
 			return err
 		}
 		n, err := from.ReadAt(b[:min(length, int64(len(b)))], at)
+		if n == 0 && errors.Is(err, io.EOF) {
+			return nil // it has become shorter: see changes
+		}
 		if n == 0 {
-			return errors.Join(err, brain.Errorf(brain.Unreadable, "%s has become shorter during the copy", from.Name()))
+			return err
 		}
 		if _, err := to.WriteAt(b[:n], at); err != nil {
 			return err

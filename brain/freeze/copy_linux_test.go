@@ -91,6 +91,9 @@ func TestCopy(t *testing.T) {
 		if !slices.Equal(stats.SkippedNames, skipped) || int(stats.Skipped) != len(skipped) || (stats.Shared > 0) != shares || stats.Took <= 0 {
 			t.Errorf("%+v; want %q skipped, and blocks shared: %t", stats, skipped, shares)
 		}
+		if stats.Changed != 0 {
+			t.Errorf("%d entries are said to be changed", stats.Changed)
+		}
 		if used := treetest.Used(t, to); used > 4<<20 {
 			t.Errorf("the copy of holes uses %d bytes", used)
 		}
@@ -192,6 +195,9 @@ func TestSQLiteUnderWrites(t *testing.T) {
 			to := filepath.Join(dir, fmt.Sprint("to", n))
 			stats, want := frozen(t, c.Process, &acknowledged, from, to)
 			took = append(took, stats.Took)
+			if stats.Changed != 0 {
+				t.Errorf("%d entries are said to be changed by a process that is stopped", stats.Changed)
+			}
 			last = want
 			check(t, filepath.Join(to, "brain.db"), want)
 			if err := tree.Remove(to); err != nil {

@@ -76,6 +76,19 @@ type Visitor interface {
 	Skip(path string)
 }
 
+// Forgiving is a Visitor that goes on when somebody removes entries during the walk. Gone is
+// called for each. Without it that is an error.
+type Forgiving interface{ Gone(path string) }
+
+// gone returns nil if err means that an entry was removed and the visitor goes on.
+func gone(v Visitor, path string, err error) error {
+	if f, forgives := v.(Forgiving); forgives && errors.Is(err, unix.ENOENT) {
+		f.Gone(path)
+		return nil
+	}
+	return err
+}
+
 // Walk visits everything at and below path in the order of the names' bytes, so that two
 // walks of one tree are the same. It omits Reserved names. A file that cannot be read is an
 // error of the kind brain.Unreadable.
@@ -117,7 +130,10 @@ func walk(ctx context.Context, at *Entry, dir *os.File, v Visitor, depth int) er
 			e.Path = at.Path + "/" + name
 		}
 		if err := unix.Fstatat(int(dir.Fd()), name, &e.Stat, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-			return brain.Local(err, brain.Unreadable, "an entry cannot be read")
+			if err = gone(v, e.Path, err); err != nil {
+				return brain.Local(err, brain.Unreadable, "an entry cannot be read")
+			}
+			continue
 		}
 		if e.Kind() != unix.S_IFDIR {
 			if err := v.Other(&e); err != nil {
@@ -127,7 +143,10 @@ func walk(ctx context.Context, at *Entry, dir *os.File, v Visitor, depth int) er
 		}
 		sub, err := e.Open()
 		if err != nil {
-			return brain.Local(err, brain.Unreadable, "a directory cannot be opened")
+			if err = gone(v, e.Path, err); err != nil {
+				return brain.Local(err, brain.Unreadable, "a directory cannot be opened")
+			}
+			continue
 		}
 		err = walk(ctx, &e, sub, v, depth+1)
 		_ = sub.Close()

@@ -20,6 +20,7 @@ type copied struct {
 	Shared       int64     `json:"shared"`
 	Skipped      int64     `json:"skipped"`
 	SkippedNames []string  `json:"skipped_names,omitempty"`
+	Changed      int64     `json:"changed,omitempty"`
 }
 
 func snapshot(ctx context.Context, o *brain.SnapshotOrder, w work, client *transfer.Client, r *reporter) (*brain.Result, error) {
@@ -64,6 +65,7 @@ func take(ctx context.Context, o *brain.SnapshotOrder, of string, w work, client
 	}
 	result.CopyMS, result.CopyBegan, result.CopyEnded, result.Shared = c.CopyMS, c.Began, c.Ended, c.Shared
 	result.Skipped += c.Skipped
+	result.Changed = c.Changed
 	result.SkippedNames = append(c.SkippedNames, result.SkippedNames...)
 	return result, w.note(of, result, writeVolatile)
 }
@@ -89,13 +91,16 @@ func copyBrain(ctx context.Context, o *brain.SnapshotOrder, w work, r *reporter)
 	work := func(ctx context.Context) (copied, error) {
 		began := time.Now()
 		stats, err := freeze.Copy(ctx, o.Brain, w.path(partialDir+"/"+treeName))
-		return copied{stats.Took.Milliseconds(), began.UTC(), began.Add(stats.Took).UTC(), stats.Shared, stats.Skipped, stats.SkippedNames}, err
+		return copied{stats.Took.Milliseconds(), began.UTC(), began.Add(stats.Took).UTC(), stats.Shared, stats.Skipped, stats.SkippedNames, stats.Changed}, err
 	}
 	if o.Listen == "" {
 		r.send(brain.Report{Phase: "copy"})
 		c, err = work(ctx)
 	} else {
 		c, err = whenAsked(ctx, o, r, work)
+	}
+	if err == nil && o.Listen == "" && c.Changed > 0 {
+		err = brain.Errorf(brain.Busy, "somebody changed %d files or directories of the brain during the copy, although its engine does not run", c.Changed)
 	}
 	if err != nil {
 		return c, err

@@ -1363,7 +1363,8 @@ export interface components {
          *       "engine_version": "reference-engine",
          *       "trigger": "call",
          *       "label": "before the import",
-         *       "frozen_ms": 14
+         *       "frozen_ms": 14,
+         *       "changed": 0
          *     }
          */
         Snapshot: {
@@ -1398,6 +1399,11 @@ export interface components {
              * @description How long the engine was frozen for the copy, in milliseconds; 0: it did not run.
              */
             frozen_ms: number;
+            /**
+             * Format: int64
+             * @description How many files and directories another process than the engine's first one, which is frozen, changed during the copy: they may be from two moments. 0: the snapshot is of one moment.
+             */
+            changed: number;
         };
         /**
          * @example {
@@ -1412,7 +1418,8 @@ export interface components {
          *         "engine_version": "reference-engine",
          *         "trigger": "call",
          *         "label": "before the import",
-         *         "frozen_ms": 14
+         *         "frozen_ms": 14,
+         *         "changed": 0
          *       }
          *     }
          */
@@ -1433,7 +1440,8 @@ export interface components {
          *           "engine_version": "reference-engine",
          *           "trigger": "call",
          *           "label": "before the import",
-         *           "frozen_ms": 14
+         *           "frozen_ms": 14,
+         *           "changed": 0
          *         }
          *       ]
          *     }

@@ -79,6 +79,9 @@ func TestSnapshotsUnderWrites(t *testing.T) {
 			t.Fatalf("snapshot %d: %v", n, err)
 		}
 		frozen = append(frozen, int64(taken.FrozenMS))
+		if taken.Changed != 0 {
+			t.Errorf("snapshot %d: %d entries changed while the engine was frozen", n, taken.Changed)
+		}
 		of := store.Snapshot{EngineID: e.EngineID, SnapshotID: taken.SnapshotID}
 		m, err := b.Store.Manifest(ctx, of)
 		if err != nil {

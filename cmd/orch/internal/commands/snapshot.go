@@ -25,6 +25,9 @@ func describeSnapshot(s *client.Snapshot) *cmdline.Table {
 	t.Row("Size", sizeOf(s.Bytes))
 	t.Row("Stored", sizeOf(s.StoredBytes))
 	t.Row("Frozen", fmt.Sprintf("%d ms", s.FrozenMS))
+	if s.Changed > 0 {
+		t.Row("Changed", fmt.Sprintf("%d files and directories, by another process during the copy", s.Changed))
+	}
 	t.Fact("SHA-256", s.SHA256)
 	return t
 }
