@@ -127,8 +127,11 @@ type EnginePage struct {
 	Next    string `json:"next_cursor"`
 }
 
-// EngineCall calls an engine as its user's product would.
+// EngineCall calls an engine as its user's product would. A frozen engine accepts the
+// connection and never responds, so the call has a deadline.
 func EngineCall(ctx context.Context, e *client.Engine, key, method, path string, body any, out any) (int, error) {
+	ctx, cancel := context.WithTimeout(ctx, Patience)
+	defer cancel()
 	c := &client.Client{BaseURL: e.URL, HTTP: &http.Client{Transport: engineTransport{key}}}
 	err := c.Do(ctx, method, path, body, out)
 	var bad *client.Error

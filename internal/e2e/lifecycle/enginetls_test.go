@@ -262,6 +262,7 @@ func (r *tlsRig) life(replica *harness.Replica, c *client.Client) {
 	if err != nil || !a.Admitted {
 		t.Fatalf("%+v, %v", a, err)
 	}
+	must(sleepy.KeepAwake(ctx, "s", time.Hour))(t) // it would sleep again before it is looked at
 	r.wantTLS(a.Engine, asleep.APIKey)
 	must(sleepy.Destroy(ctx, "s"))(t)
 }
@@ -371,21 +372,23 @@ func TestContainerTLS(t *testing.T) {
 	warm := rig.stores.WarmRows(rig.prefix)
 	c := r.Product(t, map[string]any{"idle_timeout_s": 1, "sleep_mode": "pause"})
 	e := must(c.Provision(ctx, "u", ""))(t)
+	must(c.KeepAwake(ctx, "u", time.Hour))(t) // it would be frozen before it is looked at
 	if len(warm) != 1 || e.EngineID != warm[0].EngineID {
 		t.Errorf("%s is not the warm engine: %+v", e.EngineID, warm)
 	}
 	rig.wantTLS(e, e.APIKey)
 	pid := harness.Inspect(t, e).State.Pid
+	must(c.KeepAwake(ctx, "u", time.Second))(t)
 	harness.AwaitEngine(t, c, "u", "sleeping", "")
 	a, err := harness.Admit(ctx, c, "u", false, true)
 	if err != nil || !a.Admitted || a.Engine.URL != e.URL {
 		t.Fatalf("%+v, %v", a, err)
 	}
+	must(c.KeepAwake(ctx, "u", time.Hour))(t)
 	if now := harness.Inspect(t, a.Engine).State.Pid; now != pid {
 		t.Error("it woke as another process")
 	}
 	rig.wantTLS(a.Engine, e.APIKey)
-	must(c.KeepAwake(ctx, "u", time.Hour))(t)
 	key := must(c.RotateKey(ctx, "u"))(t)
 	rig.wantTLS(must(c.Engine(ctx, "u"))(t), key)
 	must(c.Stop(ctx, "u"))(t)

@@ -40,8 +40,10 @@ func newPausable(t *testing.T, r *harness.Replica, prefix, image string) *pausab
 	t.Helper()
 	p := &pausable{t: t, Client: r.Product(t, pausing), s: harness.OpenStores(t, harness.Shared), prefix: prefix}
 	p.e = harness.Provision(t, p.Client, "u", image)
+	p.holds()
 	harness.Remember(t, p.e, p.e.APIKey, "kept")
 	p.pid, p.runs = p.process(p.e), 1
+	p.lets()
 	return p
 }
 
@@ -75,6 +77,27 @@ func (p *pausable) freezes() {
 	}
 }
 
+// holds keeps the engine awake, which has just been woken, until lets is called. On a busy
+// machine it may be frozen again by then; it is woken once more.
+func (p *pausable) holds() {
+	p.t.Helper()
+	harness.Eventually(p.t, "it is kept awake", func() error {
+		_, err := p.KeepAwake(p.t.Context(), "u", time.Hour)
+		if errors.Is(err, client.ErrEngineNotRunning) || errors.Is(err, client.ErrEngineBusy) {
+			return errors.Join(err, harness.ErrOf(harness.Admit(p.t.Context(), p.Client, "u", false, true)))
+		}
+		return err
+	})
+}
+
+// lets lets the engine be frozen again when it is idle.
+func (p *pausable) lets() {
+	p.t.Helper()
+	if _, err := p.KeepAwake(p.t.Context(), "u", time.Second); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
 // wakes admits its user, and checks that process, brain and key are the same.
 func (p *pausable) wakes() {
 	p.t.Helper()
@@ -84,10 +107,12 @@ func (p *pausable) wakes() {
 		p.t.Fatalf("admit: %+v, %v", a, err)
 	}
 	p.t.Logf("woken after %s", time.Since(began))
+	p.holds()
 	if a.Engine.URL != p.e.URL || p.process(a.Engine) != p.pid {
 		p.t.Errorf("woken with %+v", a.Engine)
 	}
 	p.wantKept(a.Engine)
+	p.lets()
 }
 
 // startsAnew admits its user, and checks that the process is new, and brain and key are the
@@ -98,6 +123,7 @@ func (p *pausable) startsAnew() {
 	if err != nil || !a.Admitted {
 		p.t.Fatalf("admit: %+v, %v", a, err)
 	}
+	p.holds()
 	pid := p.process(a.Engine)
 	if pid == p.pid {
 		p.t.Error("it is the process of before")
@@ -105,6 +131,7 @@ func (p *pausable) startsAnew() {
 	p.e, p.pid = a.Engine, pid
 	p.runs = len(harness.Export(p.t, p.e, p.e.APIKey).Runs) // Nomad may have restarted it meanwhile
 	p.wantKept(a.Engine)
+	p.lets()
 }
 
 func (p *pausable) wantKept(e *client.Engine) {
@@ -210,6 +237,7 @@ func TestPause(t *testing.T) {
 	if e, err := p.Start(ctx, "u"); err != nil || e.URL != p.e.URL {
 		t.Fatalf("start: %+v, %v", e, err)
 	}
+	p.holds()
 	if _, err := p.RotateKey(ctx, "u"); err != nil {
 		t.Fatal(err)
 	}
@@ -218,6 +246,7 @@ func TestPause(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.pid = p.process(p.e)
+	p.lets()
 	p.freezes()
 	p.wakes()
 
@@ -246,12 +275,14 @@ func TestPause(t *testing.T) {
 	if _, err := p.Start(ctx, "u"); err != nil {
 		t.Fatal(err)
 	}
+	p.holds()
 	e, err := p.Engine(ctx, "u")
 	if err != nil {
 		t.Fatal(err)
 	}
 	p.wantGrace(e)
 	p.e, p.pid = e, p.process(e)
+	p.lets()
 
 	// So does a destroy.
 	p.freezes()
@@ -455,9 +486,7 @@ func TestStoppedByMistake(t *testing.T) {
 	const prefix = "pause-mistake/"
 	r := pauseService(t, prefix, map[string]string{"ORCH_RESTART_MAX_ATTEMPTS": "0"})
 	p := newPausable(t, r, prefix, "")
-	if _, err := p.KeepAwake(t.Context(), "u", time.Hour); err != nil {
-		t.Fatal(err)
-	}
+	p.holds()
 	if err := p.s.Nomad.Allocations().Signal(&nomad.Allocation{ID: p.row().AllocID}, nil, "", "SIGSTOP"); err != nil {
 		t.Fatal(err)
 	}
@@ -487,9 +516,7 @@ func TestPausedOwnerOfASignal(t *testing.T) {
 	}{
 		"sleep/freeze": {false, func(p *pausable) {
 			p.wakes()
-			if _, err := p.KeepAwake(p.t.Context(), "u", time.Hour); err != nil {
-				p.t.Fatal(err)
-			}
+			p.holds()
 		}},
 		"start/thaw": {true, func(p *pausable) { p.freezes() }},
 	} {
