@@ -252,9 +252,12 @@ func TestReconcileRemovesOrphans(t *testing.T) {
 	if st, err := r.Admin().Whole(ctx); err != nil || st.Quarantined != 1 {
 		t.Errorf("the admin's status is %+v, %v", st, err)
 	}
-	if rows := r.Audited(t, "quarantine"); len(rows) != 1 || rows[0].EngineID != whole || rows[0].Outcome != "ok" {
-		t.Errorf("audited: %+v", rows)
-	}
+	harness.Eventually(t, "the quarantine is audited", func() error {
+		if rows := r.Audited(t, "quarantine"); len(rows) != 1 || rows[0].EngineID != whole || rows[0].Outcome != "ok" {
+			return fmt.Errorf("%+v", rows)
+		}
+		return nil
+	})
 	// Its copied job names a user who has another engine.
 	harness.WantCode(t, harness.ErrOf(r.Admin().Adopt(ctx, whole, "", "")), 409, "ENGINE_ALREADY_EXISTS")
 	harness.WantCode(t, r.Admin().Discard(ctx, bare), 404, "QUARANTINE_NOT_FOUND")
@@ -264,9 +267,12 @@ func TestReconcileRemovesOrphans(t *testing.T) {
 	if left := s.Traces(whole); len(left) > 0 {
 		t.Errorf("left of what was discarded: %v", left)
 	}
-	if rows := r.Audited(t, "discard"); len(rows) != 1 || rows[0].EngineID != whole || rows[0].Actor != "admin" || rows[0].Outcome != "ok" {
-		t.Errorf("audited: %+v", rows)
-	}
+	harness.Eventually(t, "the discard is audited", func() error {
+		if rows := r.Audited(t, "discard"); len(rows) != 1 || rows[0].EngineID != whole || rows[0].Actor != "admin" || rows[0].Outcome != "ok" {
+			return fmt.Errorf("%+v", rows)
+		}
+		return nil
+	})
 
 	for name, id := range map[string]string{"another id prefix": foreignID, "our id prefix, another deployment": foreignName, "our id prefix and name, another deployment's id": foreignMeta} {
 		if left := s.Traces(id); len(left) != 3 {
@@ -438,12 +444,15 @@ func TestReconcileCorrects(t *testing.T) {
 		if unreachable, err := admin.UnreachableVolumes(ctx); err != nil || len(unreachable.UnreachableVolumes) > 0 {
 			t.Fatalf("%+v, %v", unreachable, err)
 		}
-		for _, row := range r.Audited(t, "orphan_removed") {
-			if row.EngineID == id && row.Actor == "admin" && row.Outcome == "ok" {
-				return
+		harness.Eventually(t, "it is audited", func() error {
+			rows := r.Audited(t, "orphan_removed")
+			for _, row := range rows {
+				if row.EngineID == id && row.Actor == "admin" && row.Outcome == "ok" {
+					return nil
+				}
 			}
-		}
-		t.Errorf("not audited: %+v", r.Audited(t, "orphan_removed"))
+			return fmt.Errorf("%+v", rows)
+		})
 	})
 	t.Run("Roles", func(t *testing.T) {
 		vars["ORCH_RECONCILE_INTERVAL_S"] = "3600"
