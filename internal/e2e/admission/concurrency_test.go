@@ -95,7 +95,7 @@ func TestAnotherOperationIsUnderWay(t *testing.T) {
 	// While a slow provision runs, every other change of that engine is refused.
 	slow := r.Product(t, map[string]any{"allowed_images": []string{"reference-engine.*"}})
 	go func() {
-		_, err := slow.Provision(ctx, "u", "reference-engine.slow-boot-2s")
+		_, err := slow.Provision(ctx, "u", "reference-engine.slow-boot-10s")
 		done <- err
 	}()
 	harness.Eventually(t, "the row exists", func() error {

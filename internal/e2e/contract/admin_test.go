@@ -60,7 +60,7 @@ func TestProducts(t *testing.T) {
 		}
 		return &client.Client{BaseURL: all[1].URL, PlatformKey: key}
 	}
-	overlapping := rotate(6 * time.Second)
+	overlapping := rotate(20 * time.Second)
 	for _, k := range []*client.Client{c, harness.At(c, all[1]), overlapping, harness.At(overlapping, all[0])} {
 		if _, err := k.Engine(ctx, "u"); err != nil {
 			t.Error(err)

@@ -22,11 +22,11 @@ func TestAnotherReplicaFinishesWhatADeadOneBegan(t *testing.T) {
 	}
 	c.PlatformKey = p.PlatformAPIKey
 	ctx := t.Context()
-	stopping, err := c.Provision(ctx, "stopping", "reference-engine.term-delay-5s")
+	stopping, err := c.Provision(ctx, "stopping", "reference-engine.term-delay-20s")
 	if err != nil {
 		t.Fatal(err)
 	}
-	destroying, err := c.Provision(ctx, "destroying", "reference-engine.term-delay-5s")
+	destroying, err := c.Provision(ctx, "destroying", "reference-engine.term-delay-20s")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -35,7 +35,7 @@ func TestAnotherReplicaFinishesWhatADeadOneBegan(t *testing.T) {
 	var begun sync.WaitGroup
 	defer begun.Wait()
 	for _, call := range []func(){
-		func() { _, _ = c.Provision(ctx, "booting", "reference-engine.slow-boot-2s") },
+		func() { _, _ = c.Provision(ctx, "booting", "reference-engine.slow-boot-10s") },
 		func() { _, _ = c.Stop(ctx, "stopping") },
 		func() { _, _ = c.Destroy(ctx, "destroying") },
 	} {
@@ -109,7 +109,7 @@ func TestIdempotencyKeyOutlivesACrash(t *testing.T) {
 	cut := make(chan struct{})
 	go func() {
 		defer close(cut)
-		_, _ = harness.ProvisionOnce(ctx, c.Client, "key", "u", "reference-engine.slow-boot-2s")
+		_, _ = harness.ProvisionOnce(ctx, c.Client, "key", "u", "reference-engine.slow-boot-10s")
 	}()
 	s := harness.OpenStores(t, harness.Shared)
 	harness.Eventually(t, "the provision is under way", func() error {
@@ -124,7 +124,7 @@ func TestIdempotencyKeyOutlivesACrash(t *testing.T) {
 	<-cut
 	next := harness.StartProcess(t, harness.Shared, prefix)
 	next.PlatformKey = c.PlatformKey
-	e, err := harness.ProvisionOnce(ctx, next.Client, "key", "u", "reference-engine.slow-boot-2s")
+	e, err := harness.ProvisionOnce(ctx, next.Client, "key", "u", "reference-engine.slow-boot-10s")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -588,7 +588,17 @@ func (l *lane) wantAudit(point string) {
 }
 
 // inject writes an operation whose owner is dead into the engine's row.
-func (l *lane) inject(op engine.Operation, state engine.State) error {
+func (l *lane) inject(op engine.Operation, state engine.State) (err error) {
+	harness.Eventually(l.t, "the row is written", func() error {
+		if err = l.injectOnce(op, state); errors.Is(err, harness.ErrRowChanged) {
+			return err
+		}
+		return nil
+	})
+	return err
+}
+
+func (l *lane) injectOnce(op engine.Operation, state engine.State) error {
 	pairs, _, err := l.s.Consul.KV().List(l.prefix+"engines/", nil)
 	if err != nil || len(pairs) != 1 {
 		return fmt.Errorf("%d rows, %w", len(pairs), err)

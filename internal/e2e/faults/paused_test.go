@@ -349,7 +349,7 @@ func TestGracefulShutdown(t *testing.T) {
 	}
 	answered := make(chan answer, 1)
 	go func() {
-		e, err := a.Provision(ctx, laneUser, "reference-engine.slow-boot-2s")
+		e, err := a.Provision(ctx, laneUser, "reference-engine.slow-boot-10s")
 		answered <- answer{e, err}
 	}()
 	harness.Eventually(t, "the engine boots", func() error {

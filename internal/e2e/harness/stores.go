@@ -74,7 +74,11 @@ func (s *Stores) Rows(prefix string) []string {
 	return keys
 }
 
-// Write replaces a row, and notifies the replicas' views.
+// ErrRowChanged means that a row has changed since it was read: read it and write it again.
+var ErrRowChanged = errors.New("the row changed meanwhile")
+
+// Write replaces a row, unless it has changed ([ErrRowChanged]), and notifies the replicas'
+// views.
 func (s *Stores) Write(prefix string, row *consul.KVPair) error {
 	shard, _, _ := strings.Cut(strings.TrimPrefix(row.Key, prefix+"engines/"), "/")
 	ok, _, _, err := s.Consul.KV().Txn(consul.KVTxnOps{
@@ -82,36 +86,40 @@ func (s *Stores) Write(prefix string, row *consul.KVPair) error {
 		{Verb: consul.KVSet, Key: prefix + "changes/" + shard, Value: []byte(time.Now().String())},
 	}, nil)
 	if err == nil && !ok {
-		err = errors.New("the row changed meanwhile")
+		err = ErrRowChanged
 	}
 	return err
 }
 
-// Edit changes an engine's row in the registry directly.
+// Edit changes an engine's row in the registry directly, again if the service changes it
+// meanwhile.
 func (s *Stores) Edit(prefix, user string, change func(map[string]any)) {
 	s.T.Helper()
-	pairs, _, err := s.Consul.KV().List(prefix+"engines/", nil)
-	if err != nil {
-		s.T.Fatal(err)
-	}
-	for _, p := range pairs {
-		row := map[string]any{}
-		if err := json.Unmarshal(p.Value, &row); err != nil {
+	Eventually(s.T, "the row of "+user+" is changed", func() error {
+		pairs, _, err := s.Consul.KV().List(prefix+"engines/", nil)
+		if err != nil {
 			s.T.Fatal(err)
 		}
-		if row["user_id"] != user {
-			continue
+		for _, p := range pairs {
+			row := map[string]any{}
+			if err := json.Unmarshal(p.Value, &row); err != nil {
+				s.T.Fatal(err)
+			}
+			if row["user_id"] != user {
+				continue
+			}
+			change(row)
+			if p.Value, err = json.Marshal(row); err != nil {
+				s.T.Fatal(err)
+			}
+			if err = s.Write(prefix, p); err != nil && !errors.Is(err, ErrRowChanged) {
+				s.T.Fatalf("row of %s: %v", user, err)
+			}
+			return err
 		}
-		change(row)
-		if p.Value, err = json.Marshal(row); err != nil {
-			s.T.Fatal(err)
-		}
-		if err := s.Write(prefix, p); err != nil {
-			s.T.Fatalf("row of %s: %v", user, err)
-		}
-		return
-	}
-	s.T.Fatalf("no row of %s", user)
+		s.T.Fatalf("no row of %s", user)
+		return nil
+	})
 }
 
 // PutRow writes a row, and its index, without the service.
