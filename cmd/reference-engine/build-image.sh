@@ -18,7 +18,7 @@ repo=orch/reference-engine
 if [ $# -eq 0 ]; then
 	set -- "$repo:1"
 	for switch in v2 exit-at-start slow-boot-2s slow-boot-30s never-listen hang fail-health fail-health-file \
-		crash-after-3s eat-memory eat-memory-3s busy ignore-sigterm term-delay-5s linger-3s reload no-reload; do
+		crash-after-3s eat-memory eat-memory-10s busy ignore-sigterm term-delay-5s linger-3s reload no-reload; do
 		set -- "$@" "$repo:$switch=$switch"
 	done
 fi

@@ -143,7 +143,7 @@ var engineNames = []string{
 	"reference-engine", "reference-engine.v2", "reference-engine.reload", "reference-engine.no-reload", "reference-engine.exit-at-start", "reference-engine.never-listen",
 	"reference-engine.slow-boot-2s", "reference-engine.slow-boot-10s", "reference-engine.slow-boot-30s", "reference-engine.ignore-sigterm", "reference-engine.term-delay-5s", "reference-engine.term-delay-20s",
 	"reference-engine.linger-3s", "reference-engine.fail-health", "reference-engine.hang",
-	"reference-engine.fail-health-file", "reference-engine.crash-after-4s",
+	"reference-engine.fail-health-file", "reference-engine.crash-after-10s",
 	"reference-engine.route-first", "reference-engine.unknown-401", "reference-engine.two-keys", "reference-engine.busy",
 }
 

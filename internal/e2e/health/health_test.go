@@ -74,9 +74,9 @@ func TestCrashIsHealed(t *testing.T) {
 // then stays failed until somebody starts it.
 func TestServiceGivesUp(t *testing.T) {
 	t.Parallel()
-	r := harness.StartService(t, harness.Shared, harness.With(harness.Soon, "ORCH_RESTART_MAX_ATTEMPTS=2", "ORCH_RESTART_BACKOFF_MAX_S=30"))
+	r := harness.StartService(t, harness.Shared, harness.With(harness.Soon, "ORCH_RESTART_MAX_ATTEMPTS=2", "ORCH_RESTART_BACKOFF_MAX_S=120"))
 	c := r.Product(t, harness.AnyImage)
-	if _, err := c.Provision(t.Context(), "u", "reference-engine.crash-after-4s"); err != nil {
+	if _, err := c.Provision(t.Context(), "u", "reference-engine.crash-after-10s"); err != nil {
 		t.Fatal(err)
 	}
 	harness.Eventually(t, "the service gives up", func() error {

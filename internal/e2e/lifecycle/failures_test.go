@@ -1,12 +1,12 @@
 package lifecycle
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 	"os"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/septemberai/orch/client"
 	"github.com/septemberai/orch/internal/devstack"
@@ -82,13 +82,13 @@ func testBootFailures(t *testing.T, d harness.Driver) {
 
 func TestBootFailureIsSaidAtOnce(t *testing.T) {
 	t.Parallel()
-	r := harness.StartService(t, harness.Shared, map[string]string{"ORCH_BOOT_TIMEOUT_S": "120"})
+	r := harness.StartService(t, harness.Shared, map[string]string{"ORCH_BOOT_TIMEOUT_S": "900"})
 	c := r.Product(t, harness.AnyImage)
 	// The deadline is the assertion: a service that waited for the boot timeout would
 	// respond after it.
-	timer := time.AfterFunc(60*time.Second, func() { panic("a failed boot was not reported at once") })
-	defer timer.Stop()
-	_, err := c.Provision(t.Context(), "u", "reference-engine.exit-at-start")
+	ctx, cancel := context.WithTimeout(t.Context(), harness.Patience)
+	defer cancel()
+	_, err := c.Provision(ctx, "u", "reference-engine.exit-at-start")
 	harness.WantCode(t, err, 502, "ENGINE_BOOT_FAILED")
 	if _, err := c.Destroy(t.Context(), "u"); err != nil {
 		t.Fatal(err)
@@ -110,7 +110,7 @@ func TestOutOfMemory(t *testing.T) {
 	if e, err := c.Engine(ctx, "boots"); err != nil || e.LastOperation == nil || !strings.Contains(e.LastOperation.Message, "memory limit") {
 		t.Errorf("its last operation is %+v, %v", e.LastOperation, err)
 	}
-	if _, err := c.Provision(ctx, "runs", harness.Docker.Image("eat-memory-3s")); err != nil {
+	if _, err := c.Provision(ctx, "runs", harness.Docker.Image("eat-memory-10s")); err != nil {
 		t.Fatal(err)
 	}
 	harness.AwaitEngine(t, c, "runs", "failed", "out_of_memory")
