@@ -25,6 +25,14 @@ func TestUnreadableProduct(t *testing.T) {
 		}
 		return err
 	})
+	// A pass that has begun may write it again.
+	passes := d.r.Passes()
+	harness.Eventually(t, "two passes are made", func() error {
+		if n := d.r.Passes() - passes; n < 2 {
+			return fmt.Errorf("%d", n)
+		}
+		return nil
+	})
 	if err := kv.DeleteMetadata(ctx, "products/"+d.product); err != nil {
 		t.Fatal(err)
 	}

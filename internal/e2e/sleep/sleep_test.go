@@ -250,11 +250,11 @@ func TestSleepOfTwoReplicas(t *testing.T) {
 	}
 
 	// Nothing is put to sleep without an audit row.
-	harness.Provision(t, c, "unaudited", "")
 	before := map[*harness.Replica]int{}
 	for _, r := range all {
 		before[r] = r.Logs.Count("[WARN]", "scheduler:", "error=")
 	}
+	harness.Provision(t, c, "unaudited", "") // it may sleep two seconds later
 	pg.Halt()
 	harness.Eventually(t, "the sweep waits for the audit log", func() error {
 		for _, r := range all {
