@@ -106,7 +106,7 @@ func lines[T any](t *testing.T, cmd *exec.Cmd) <-chan T {
 // await reads objects until one satisfies is.
 func await[T any](t *testing.T, objects <-chan T, what string, is func(T) bool) {
 	t.Helper()
-	deadline := time.NewTimer(30 * time.Second)
+	deadline := time.NewTimer(harness.Patience)
 	defer deadline.Stop()
 	var seen []T
 	for {
@@ -204,7 +204,7 @@ func TestCommandLine(t *testing.T) {
 	if _, errs := product.run(1, "engine", "wait", "bad"); !strings.Contains(errs, string(client.ErrEngineBootFailed)) {
 		t.Errorf("after a failed provision a wait prints %q", errs)
 	}
-	if _, errs := product.run(124, "engine", "wait", "-for", "sleeping", "-timeout", "200ms", user); !strings.Contains(errs, "is running") {
+	if _, errs := product.run(124, "engine", "wait", "-for", "sleeping", "-timeout", "5s", user); !strings.Contains(errs, "is running") {
 		t.Errorf("a wait that times out prints %q", errs)
 	}
 

@@ -21,7 +21,7 @@ func TestRollingUpdateFailsNoCall(t *testing.T) {
 	var mu sync.Mutex
 	urls := map[string]bool{}
 	start := func() *harness.Process {
-		p := harness.StartProcess(t, harness.Shared, prefix, "ORCH_DRAIN_DELAY_S=3", "ORCH_LOG_LEVEL=info")
+		p := harness.StartProcess(t, harness.Shared, prefix, "ORCH_DRAIN_DELAY_S=10", "ORCH_LOG_LEVEL=info")
 		mu.Lock()
 		defer mu.Unlock()
 		urls[p.BaseURL] = true
@@ -40,14 +40,20 @@ func TestRollingUpdateFailsNoCall(t *testing.T) {
 		mu.Lock()
 		list := slices.Collect(maps.Keys(urls))
 		mu.Unlock()
+		var asking sync.WaitGroup
+		var found sync.Mutex
 		for _, url := range list {
-			asking, cancel := context.WithTimeout(ctx, time.Second)
-			err := (&client.Client{BaseURL: url}).Ready(asking)
-			cancel()
-			if err == nil {
-				ready = append(ready, url)
-			}
+			asking.Go(func() {
+				ctx, cancel := context.WithTimeout(ctx, time.Second)
+				defer cancel()
+				if (&client.Client{BaseURL: url}).Ready(ctx) == nil {
+					found.Lock()
+					defer found.Unlock()
+					ready = append(ready, url)
+				}
+			})
 		}
+		asking.Wait()
 		return ready
 	})
 	for i, old := range replicas {

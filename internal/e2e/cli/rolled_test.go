@@ -2,9 +2,11 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -16,6 +18,7 @@ import (
 	"github.com/septemberai/orch/client"
 	"github.com/septemberai/orch/internal/devstack"
 	"github.com/septemberai/orch/internal/e2e/harness"
+	"github.com/septemberai/orch/internal/pause"
 )
 
 // passing returns the addresses of the instances of a service whose checks pass in Consul.
@@ -49,7 +52,7 @@ func checkRolled(t *testing.T, stack *devstack.Stack, n *nomad.Client, c *consul
 
 	var known []string
 	l := startLoad(t, p.PlatformAPIKey, 200, func(context.Context) []string {
-		if urls, err := passing(c, orchJob); err == nil {
+		if urls, err := passing(c, orchJob); err == nil && len(urls) > 0 { // checks of a busy machine time out
 			known = urls
 		}
 		return known
@@ -97,22 +100,33 @@ func checkRolled(t *testing.T, stack *devstack.Stack, n *nomad.Client, c *consul
 	}
 }
 
-// provisions creates and destroys engines, one after another, until ctx ends.
+// storeAway matches the message of a call that failed because a store responded too late.
+var storeAway = regexp.MustCompile(`\((?:Nomad|Consul|Vault|its database)\) cannot be reached`)
+
+// provisions creates and destroys engines, one after another, until ctx ends. It repeats
+// calls that failed because a store responded too late.
 func (l *load) provisions(ctx context.Context, t *testing.T) (n int) {
 	whole := context.WithoutCancel(ctx) // a call that was begun is finished
 	for ctx.Err() == nil {
 		user := fmt.Sprintf("stream-%d", n)
 		for _, call := range []func(c *client.Client) error{
-			func(c *client.Client) error { return harness.ErrOf(c.Provision(whole, user, "")) },
-			func(c *client.Client) error { return harness.ErrOf(c.Destroy(whole, user)) },
+			func(c *client.Client) error {
+				return harness.ErrOf(c.Provision(whole, user, "", client.IdempotencyKey(user)))
+			},
+			func(c *client.Client) error {
+				return harness.ErrOf(c.Destroy(whole, user, client.IdempotencyKey(user+"-end")))
+			},
 		} {
-			c, err := l.replica()
-			if err == nil {
-				err = call(c)
-			}
-			if err != nil {
-				t.Errorf("%s: %v", user, err)
-				return n
+			for began, again := time.Now(), true; again; {
+				c, err := l.replica()
+				if err == nil {
+					err = call(c)
+				}
+				again = errors.Is(err, client.ErrBackendUnavailable) && storeAway.MatchString(err.Error()) && time.Since(began) < harness.Patience && pause.For(whole, time.Second)
+				if err != nil && !again {
+					t.Errorf("%s: %v", user, err)
+					return n
+				}
 			}
 		}
 		n++
