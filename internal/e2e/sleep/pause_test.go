@@ -534,10 +534,16 @@ func TestPausedOwnerOfASignal(t *testing.T) {
 			if p.e, err = p.Provision(ctx, "u", ""); err != nil {
 				t.Fatal(err)
 			}
+			if step == "start/thaw" { // nothing pauses the replica before it freezes the engine
+				if _, err := p.KeepAwake(ctx, "u", time.Hour); err != nil {
+					t.Fatal(err)
+				}
+			}
 			harness.Remember(t, p.e, p.e.APIKey, "kept")
 			p.pid = p.process(p.e)
 			answered := make(chan error, 1)
 			if step == "start/thaw" {
+				p.lets()
 				p.freezes()
 				go func() { answered <- harness.ErrOf(a.Start(ctx, "u")) }()
 			}
