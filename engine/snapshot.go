@@ -74,6 +74,9 @@ type Restoring struct {
 	Import bool `json:"import,omitempty"`
 	// Rescue: nobody asked for it but a policy, because the engine's node did not respond.
 	Rescue bool `json:"rescue,omitempty"`
+	// Unread: the brain before cannot be read, so there is no snapshot of it, and its volume is
+	// kept.
+	Unread bool `json:"unread,omitempty"`
 	// The following are of the row before, if Lost.
 	FormerVanished *Vanished `json:"former_vanished,omitempty"`
 	FormerUnproven []string  `json:"former_unproven,omitempty"`

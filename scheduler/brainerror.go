@@ -1,9 +1,11 @@
 package scheduler
 
 import (
+	"cmp"
 	"errors"
 
 	"github.com/septemberai/orch/brain"
+	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/engine"
 )
 
@@ -47,4 +49,12 @@ func asBrainError(err error) *engine.Error {
 		return brainError(err)
 	}
 	return nil
+}
+
+// notStarted returns the error of a worker that gets no process.
+func notStarted(state *cluster.WorkerState) error {
+	if state.AllocID == "" {
+		return engine.Errorf(engine.SnapshotFailed, "the node has no room for the snapshot's worker: %s", cmp.Or(state.Blocked, "Nomad does not place it"))
+	}
+	return engine.Errorf(engine.SnapshotFailed, "the snapshot's worker does not start on its node (has somebody removed its variable from Nomad?); retry")
 }

@@ -166,7 +166,7 @@ func (o *work) unlessLate(ctx context.Context, withdraw func(context.Context, *e
 
 // watchWorker polls the operation's worker until look returns true or an error.
 func (o *work) watchWorker(ctx context.Context, nodeID string, look func(context.Context, *cluster.WorkerState) (bool, error)) error {
-	began := time.Now()
+	waits := time.Now() // since when it has no process
 	for wait := firstLook; ; wait = min(wait*11/10, lastLook) {
 		state, err := o.s.cluster.Worker(ctx, o.worker())
 		switch {
@@ -178,8 +178,11 @@ func (o *work) watchWorker(ctx context.Context, nodeID string, look func(context
 			if done, err := look(ctx, state); done || err != nil {
 				return err
 			}
-			if state.AllocID == "" && time.Since(began) > workerPlaced {
-				return engine.Errorf(engine.SnapshotFailed, "the node has no room for the snapshot's worker: %s", cmp.Or(state.Blocked, "Nomad does not place it"))
+			if state.Running || state.Ended || state.Pulling {
+				waits = time.Now()
+			}
+			if time.Since(waits) > workerPlaced {
+				return notStarted(state)
 			}
 		}
 		if err := o.disturbed(); err != nil {

@@ -216,11 +216,16 @@ func mayNotSchedule(err error) error {
 	return err
 }
 
-// onNode returns the rows whose brains are on a node, or may come there.
+// onNode returns the rows whose brains are on a node, or may come there. One that has left it
+// may come back until its operation has ended.
 func onNode(rows []*engine.Row, nodeID string) (on []*engine.Row) {
 	for _, row := range rows {
-		coming := row.Op != nil && row.Op.Restoring != nil && row.Op.Restoring.Target.NodeID == nodeID
-		if row.NodeID == nodeID && row.Reason != engine.ReasonBrainMissing || coming {
+		passes := false
+		if row.Op != nil && row.Op.Restoring != nil {
+			r := row.Op.Restoring
+			passes = r.Target.NodeID == nodeID || r.Former != nil && r.Former.NodeID == nodeID
+		}
+		if row.NodeID == nodeID && row.Reason != engine.ReasonBrainMissing || passes {
 			on = append(on, row)
 		}
 	}

@@ -2,6 +2,7 @@ package scheduler
 
 import (
 	"context"
+	"errors"
 
 	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/engine"
@@ -78,6 +79,24 @@ func (o *work) awaitVolume(ctx context.Context, id string) error {
 	defer cancel()
 	_, err := o.s.cluster.AwaitVolume(ctx, id)
 	return err
+}
+
+// forkIsFilled reports whether a fork has had its brain already, because its variable names the
+// volume: that is written after the fetch. The registry was restored from the middle of the
+// fork then, and the engine may run and have learnt something.
+func (o *work) forkIsFilled(ctx context.Context) (bool, error) {
+	if o.Row.Op.Kind != engine.OpProvision {
+		return false, nil
+	}
+	held, err := o.s.cluster.Variable(ctx, o.Row.JobID())
+	if errors.Is(err, cluster.ErrNotFound) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	w := held.Witness
+	return w != nil && w.EngineID == o.Row.EngineID && w.VolumeID == o.Row.VolumeID, nil
 }
 
 // awaitForkVolume waits until the process of a fork may claim its volume.

@@ -74,6 +74,9 @@ func (o *work) ensureTarget(ctx context.Context) error {
 // fetch fills the new volume with the brain in the snapshot. The engine's present brain is
 // not touched, and its process goes on.
 func (o *work) fetch(ctx context.Context) error {
+	if filled, err := o.forkIsFilled(ctx); filled || err != nil {
+		return err
+	}
 	_, err := o.fetched(ctx)
 	return err
 }
@@ -261,7 +264,7 @@ func (o *work) release(ctx context.Context) error {
 		o.Row.Snapshot = &engine.SnapshotRef{ID: r.SnapshotID, At: notAfter(r.At, time.Now().UTC()), SHA256: c.SHA256, StoredBytes: c.StoredBytes}
 	}
 	f := r.Former
-	if f == nil {
+	if f == nil || r.Unread {
 		return nil
 	}
 	if o.s.nodeSilent(f.NodeID) {

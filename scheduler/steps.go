@@ -9,6 +9,7 @@ import (
 
 	"github.com/septemberai/orch/cluster"
 	"github.com/septemberai/orch/engine"
+	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/jobs"
 	"github.com/septemberai/orch/scheduler/operation"
 	"github.com/septemberai/orch/secrets"
@@ -143,7 +144,9 @@ func (o *work) registerOnce(ctx context.Context, job *api.Job) (index uint64, tl
 				return *present.JobModifyIndex, jobs.ServesTLS(present), nil
 			case err == nil:
 				index = *present.JobModifyIndex
-			case !errors.Is(err, cluster.ErrNotFound):
+			case errors.Is(err, cluster.ErrNotFound):
+				index = 0 // somebody has purged it since its process ended
+			default:
 				return 0, false, err
 			}
 		}
@@ -152,6 +155,9 @@ func (o *work) registerOnce(ctx context.Context, job *api.Job) (index uint64, tl
 		}
 		if registered, err := o.s.cluster.Register(ctx, job, index); !errors.Is(err, cluster.ErrConflict) {
 			return registered, jobs.ServesTLS(job), err
+		}
+		if !first && !pause.For(ctx, pollEvery) {
+			break
 		}
 	}
 	return 0, false, ctx.Err()

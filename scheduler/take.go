@@ -155,8 +155,10 @@ func (o *work) awaitSent(ctx context.Context) error {
 			t.PartBytes = largePartBytes
 		}
 		return o.takeAgain(ctx, "the snapshot needs a larger upload")
+	case o.replacesUnread(err):
+		return o.replaceUnread(ctx, err)
 	default:
-		return err
+		return uploadRemoved(err)
 	}
 	if o.anotherProcess(result) {
 		return engine.Errorf(engine.SnapshotFailed, "the engine's process was restarted during the copy; retry")
@@ -241,7 +243,7 @@ func (o *work) completeSnapshot(ctx context.Context, m *brain.Manifest) error {
 	defer cancel()
 	t, at := o.Row.Op.Taking, o.s.opts.Snapshots.Store
 	if err := at.Complete(limited, o.taken(), t.UploadID, t.Result.Parts, t.Result.StoredBytes); err != nil {
-		return err
+		return uploadRemoved(err)
 	}
 	if err := at.PutManifest(limited, m); err != nil {
 		return err

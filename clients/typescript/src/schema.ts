@@ -249,7 +249,7 @@ export interface paths {
         put?: never;
         /**
          * Put an engine onto the brain in a snapshot, and wait until it is usable
-         * @description The service takes a snapshot of the present brain first, if it can be read (`trigger` = `restore`), and builds the new brain beside it. The engine gets a new key, and loses the old brain only when it is healthy on the new one; a failed restore leaves what was there. If the engine's node does not respond, the engine starts on another node.
+         * @description The service takes a snapshot of the present brain first (`trigger` = `restore`), and builds the new brain beside it. If the present brain cannot be read, its volume is kept until the engine is destroyed. The engine gets a new key, and loses the old brain only when it is healthy on the new one; a failed restore leaves what was there. If the engine's node does not respond, the engine starts on another node.
          */
         post: operations["restoreEngine"];
         delete?: never;

@@ -8,8 +8,6 @@ import (
 	"sync"
 	"testing"
 
-	nomad "github.com/hashicorp/nomad/api"
-
 	"github.com/septemberai/orch/internal/e2e/harness"
 )
 
@@ -22,16 +20,9 @@ func TestOtherWriter(t *testing.T) {
 	c, ctx, s := r.Product(t, nil), t.Context(), harness.OpenStores(t, harness.Shared)
 	e := harness.Provision(t, c, "u", "")
 	harness.Remember(t, e, e.APIKey, "before")
-	volumes, _, err := s.Nomad.HostVolumes().List(&nomad.HostVolumeListRequest{}, &nomad.QueryOptions{Prefix: "engine-" + e.EngineID})
-	if err != nil || len(volumes) != 1 {
-		t.Fatalf("%d volumes, %v", len(volumes), err)
-	}
-	volume, _, err := s.Nomad.HostVolumes().Get(volumes[0].ID, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	at := brainOf(t, s, e.EngineID)
 	for n := range 400 { // a copy takes a while
-		if err := os.WriteFile(filepath.Join(volume.HostPath, fmt.Sprint("ballast", n)), make([]byte, 256<<10), 0o644); err != nil { //nolint:gosec // G306: the worker has another user
+		if err := os.WriteFile(filepath.Join(at, fmt.Sprint("ballast", n)), make([]byte, 256<<10), 0o644); err != nil { //nolint:gosec // G306: the worker has another user
 			t.Fatal(err)
 		}
 	}
@@ -40,7 +31,7 @@ func TestOtherWriter(t *testing.T) {
 	end := sync.OnceFunc(func() { close(over); writer.Wait() })
 	defer end()
 	writer.Go(func() {
-		temp := filepath.Join(volume.HostPath, "temp")
+		temp := filepath.Join(at, "temp")
 		for {
 			select {
 			case <-over:
