@@ -53,12 +53,12 @@ type Process struct {
 }
 
 // Serve runs a binary's `orch server` on a stack until the test ends, and waits until it is
-// ready or has ended. env adds to its configuration or replaces parts of it.
+// ready, or has ended or is paused. env adds to its configuration or replaces parts of it.
 func Serve(t *testing.T, binary string, stack *devstack.Stack, prefix, database string, env ...string) *Process {
 	t.Helper()
 	p := Launch(t, binary, stack, prefix, database, env...)
 	Eventually(t, "orch server is ready", func() error {
-		if p.Dead() {
+		if p.Dead() || p.paused() == nil {
 			return nil
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
@@ -163,21 +163,24 @@ func (p *Process) AwaitDeath() error {
 // AwaitPause waits until the enabled fault point has paused the process.
 func (p *Process) AwaitPause(t *testing.T) {
 	t.Helper()
-	Eventually(t, "the process is paused", func() error {
-		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.Cmd.Process.Pid))
-		if err != nil {
-			return err
-		}
-		var pid int
-		var name, state string
-		if _, err := fmt.Sscanf(string(b), "%d %s %s", &pid, &name, &state); err != nil {
-			return err
-		}
-		if state != "T" {
-			return errors.New("its state is " + state)
-		}
-		return nil
-	})
+	Eventually(t, "the process is paused", p.paused)
+}
+
+// paused returns nil if the process is paused.
+func (p *Process) paused() error {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.Cmd.Process.Pid))
+	if err != nil {
+		return err
+	}
+	var pid int
+	var name, state string
+	if _, err := fmt.Sscanf(string(b), "%d %s %s", &pid, &name, &state); err != nil {
+		return err
+	}
+	if state != "T" {
+		return errors.New("its state is " + state)
+	}
+	return nil
 }
 
 // Signal sends the process a signal.
