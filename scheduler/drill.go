@@ -91,6 +91,8 @@ func drillFailure(err error) string {
 	switch {
 	case errors.Is(err, errForeignBrainKey):
 		return "the key of its snapshots in Vault names another owner"
+	case errors.Is(err, secrets.ErrDeleted):
+		return "the key of its snapshots was deleted or overwritten in Vault, which can bring it back (vault kv undelete, vault kv rollback)"
 	case errors.Is(err, secrets.ErrNotFound):
 		return "the key of its snapshots is no longer in Vault"
 	case errors.Is(err, errNoSnapshot):

@@ -18,10 +18,10 @@ func (o *work) erase(ctx context.Context) error {
 	has := row.Snapshot != nil
 	if !has { // or its row was rebuilt from witnesses, which do not know its snapshots
 		_, err := o.s.vault.BrainKey(ctx, row.EngineID)
-		if err != nil && !errors.Is(err, secrets.ErrNotFound) {
+		has = err == nil || errors.Is(err, secrets.ErrDeleted) // or else it could be undeleted
+		if !has && !errors.Is(err, secrets.ErrNotFound) {
 			return err
 		}
-		has = err == nil
 	}
 	if !has && op.Attempt == 0 {
 		return nil // it never had a worker or a key

@@ -97,6 +97,8 @@ func AsError(err error) *engine.Error {
 		return unavailable("the audit log (its database) cannot be reached, and no change is made without it; retry")
 	case errors.Is(err, secrets.ErrUnavailable):
 		return unavailable("the key store (Vault) cannot be reached; retry")
+	case errors.Is(err, secrets.ErrDeleted):
+		return &engine.Error{Code: engine.BackendError, Message: "the key of the engine's snapshots was deleted or overwritten in the key store (Vault); an operator must bring it back (vault kv undelete, vault kv rollback)", Err: err}
 	case errors.Is(err, secrets.ErrNotFound):
 		return &engine.Error{Code: engine.BackendError, Message: "the engine's key is no longer in the key store (Vault); get a new one with rotate-key if the engine runs, or else at its next start", Err: err}
 	case errors.As(err, &plugin):

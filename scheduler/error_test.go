@@ -36,6 +36,7 @@ func TestAsError(t *testing.T) {
 		{"Row", registry.ErrConflict, engine.EngineBusy, true},
 		{"Job", cluster.ErrConflict, engine.EngineBusy, true},
 		{"Key", secrets.ErrConflict, engine.EngineBusy, true},
+		{"DeletedBrainKey", secrets.ErrDeleted, engine.BackendError, false},
 		{"Cancelled", context.Canceled, engine.BackendUnavailable, true},
 		{"Late", context.DeadlineExceeded, engine.BackendUnavailable, true},
 		{"Unknown", errors.New("boom"), engine.Internal, false},

@@ -26,7 +26,7 @@ const (
 	// brain, and the registry has only lost its row.
 	StoredInCluster StoredStatus = "in_cluster"
 	// StoredNoKey: Vault does not have the key of its snapshots. It was destroyed with the
-	// engine, or is lost.
+	// engine, is lost, or was deleted and can be undeleted.
 	StoredNoKey StoredStatus = "no_key"
 	// StoredForeign: its manifest, the key of its snapshots and its secret in Vault do not name
 	// the same owner and the same key.
@@ -147,6 +147,9 @@ func (s *Scheduler) judgeStored(ctx context.Context, e *StoredEngine) error {
 	key, err := s.vault.BrainKey(ctx, e.EngineID)
 	if errors.Is(err, secrets.ErrNotFound) {
 		return say(StoredNoKey, "Vault does not have the key of its snapshots: it was destroyed with the engine, or is lost")
+	}
+	if errors.Is(err, secrets.ErrDeleted) {
+		return say(StoredNoKey, "the key of its snapshots was deleted or overwritten in Vault: bring it back with vault kv undelete or vault kv rollback")
 	}
 	if err != nil {
 		return err

@@ -23,10 +23,11 @@ const brainKeys = "brains"
 func brainPath(engineID string) string { return brainKeys + "/" + engineID }
 
 // EnsureBrainKey returns the key of an engine's snapshots, and creates it if there is none.
-// Of concurrent calls one creates it.
+// Of concurrent calls one creates it. ErrDeleted: it creates none, because the snapshots of
+// before need the deleted one.
 func (v *Vault) EnsureBrainKey(ctx context.Context, owner Owner) (*BrainKey, error) {
 	for range 3 { // a concurrent call may have created it
-		k, err := v.BrainKey(ctx, owner.EngineID)
+		k, version, err := v.brainKey(ctx, owner.EngineID)
 		if !errors.Is(err, ErrNotFound) {
 			return k, err
 		}
@@ -36,29 +37,44 @@ func (v *Vault) EnsureBrainKey(ctx context.Context, owner Owner) (*BrainKey, err
 		}
 		k = &BrainKey{Identity: id.String(), Recipient: id.Recipient().String(), Owner: owner}
 		limited, cancel := context.WithTimeout(ctx, callTimeout)
-		_, err = v.kv.Put(limited, brainPath(owner.EngineID), fields(k), vault.WithCheckAndSet(0))
+		_, err = v.kv.Put(limited, brainPath(owner.EngineID), fields(k), vault.WithCheckAndSet(version))
 		cancel()
 		if err = classify(err); !errors.Is(err, ErrConflict) {
 			return k, err
 		}
 	}
-	return nil, fmt.Errorf("secrets: the secret of the snapshots of engine %s exists and cannot be read", owner.EngineID)
+	return nil, fmt.Errorf("%w: the secret of the snapshots of engine %s is written and destroyed repeatedly", ErrConflict, owner.EngineID)
 }
 
 // BrainKey reads the key of an engine's snapshots. ErrNotFound: there is none, or it was
-// destroyed.
+// destroyed. ErrDeleted: it can be undeleted.
 func (v *Vault) BrainKey(ctx context.Context, engineID string) (*BrainKey, error) {
+	k, _, err := v.brainKey(ctx, engineID)
+	return k, err
+}
+
+// brainKey is BrainKey that also returns the version of the secret, which the next version
+// must name. It is 0 if there is no secret.
+func (v *Vault) brainKey(ctx context.Context, engineID string) (*BrainKey, int, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	secret, err := v.kv.Get(ctx, brainPath(engineID))
 	if err != nil {
-		return nil, classify(err)
+		return nil, 0, classify(err)
+	}
+	version, destroyed := 0, false
+	if m := secret.VersionMetadata; m != nil {
+		version, destroyed = m.Version, m.Destroyed
 	}
 	k := new(BrainKey)
-	if raw, err := json.Marshal(secret.Data); err != nil || json.Unmarshal(raw, k) != nil || k.Identity == "" {
-		return nil, fmt.Errorf("%w: the secret of the snapshots of engine %s contains no key", ErrNotFound, engineID)
+	raw, err := json.Marshal(secret.Data)
+	switch {
+	case err == nil && json.Unmarshal(raw, k) == nil && k.Identity != "":
+		return k, version, nil
+	case destroyed:
+		return nil, version, fmt.Errorf("%w: the key of the snapshots of engine %s was destroyed", ErrNotFound, engineID)
 	}
-	return k, nil
+	return nil, version, fmt.Errorf("%w: the newest version of the secret of the snapshots of engine %s contains no key", ErrDeleted, engineID)
 }
 
 // DestroyBrainKey destroys the key of an engine's snapshots for good. It succeeds if there

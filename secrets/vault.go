@@ -19,6 +19,9 @@ import (
 var (
 	// ErrNotFound: there is no such key, or this version of it was destroyed.
 	ErrNotFound = errors.New("secrets: not found")
+	// ErrDeleted: the key of an engine's snapshots was deleted or overwritten, and Vault can
+	// bring it back.
+	ErrDeleted = errors.New("secrets: deleted")
 	// ErrConflict: another version was written since the named one.
 	ErrConflict = errors.New("secrets: changed by another writer")
 	// ErrUnavailable: Vault cannot be reached, is sealed, or is in standby. It is unknown
