@@ -257,7 +257,8 @@ func (o *work) completeSnapshot(ctx context.Context, m *brain.Manifest) error {
 }
 
 // dropUpload removes what an undone snapshot has stored. A store that is away keeps it: an
-// upload is aborted later (sweepUploads), and an object without a manifest is no snapshot.
+// upload is aborted later (sweepUploads), and an object without a manifest is no snapshot, and
+// is removed when the engine is destroyed.
 func (o *work) dropUpload(ctx context.Context) error {
 	t := o.Row.Op.Taking
 	if t == nil || t.UploadID == "" || o.Row.Snapshot != nil && o.Row.Snapshot.ID == t.SnapshotID {

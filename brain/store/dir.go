@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -26,9 +27,14 @@ type Dir struct{ root string }
 // path returns where a name of the store is.
 func (d *Dir) path(name string) string { return filepath.Join(d.root, filepath.FromSlash(name)) }
 
-// upload returns the directory of an upload's parts.
+// upload returns the directory of an upload's parts. Its id names the engine, by which Erase
+// finds it; one that an earlier version began is a UUID alone.
 func (d *Dir) upload(uploadID string) (string, error) {
-	if err := uuid.Validate(uploadID); err != nil {
+	engineID, unique, named := strings.Cut(uploadID, ".")
+	if !named {
+		unique = uploadID
+	}
+	if uuid.Validate(unique) != nil || named && !brain.IsID(engineID) {
 		return "", brain.Errorf(brain.NotFound, "there is no such upload")
 	}
 	return d.path("uploads/" + uploadID), nil
@@ -66,7 +72,7 @@ func (d *Dir) Begin(_ context.Context, of Snapshot) (string, error) {
 	if err := errors.Join(of.check(), d.present()); err != nil {
 		return "", err
 	}
-	id := uuid.NewString()
+	id := of.EngineID + "." + uuid.NewString()
 	return id, local(os.MkdirAll(d.path("uploads/"+id), 0o700), "beginning an upload")
 }
 

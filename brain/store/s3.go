@@ -133,26 +133,30 @@ func ignoreMissing(err error) error {
 
 // Sweep implements Store.
 func (s *S3) Sweep(ctx context.Context, before time.Time) (int, error) {
-	swept := 0
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+	return s.abortAll(ctx, "objects/", func(began time.Time) bool { return began.Before(before) })
+}
+
+// abortAll aborts the uploads of objects whose names begin with a prefix and that
+// which selects, and returns how many.
+func (s *S3) abortAll(ctx context.Context, prefix string, which func(began time.Time) bool) (int, error) {
+	aborted := 0
 	keyMarker, idMarker := "", ""
 	for {
-		page, err := s.core.ListMultipartUploads(ctx, s.bucket, s.prefix+"objects/", keyMarker, idMarker, "", 1000)
+		page, err := s.core.ListMultipartUploads(ctx, s.bucket, s.prefix+prefix, keyMarker, idMarker, "", 1000)
 		if err != nil {
-			return swept, kind(err, "listing uploads")
+			return aborted, kind(err, "listing uploads")
 		}
 		for _, u := range page.Uploads {
-			if !u.Initiated.Before(before) {
+			if !which(u.Initiated) {
 				continue
 			}
 			if err := ignoreMissing(kind(s.core.AbortMultipartUpload(ctx, s.bucket, u.Key, u.UploadID), "aborting an upload")); err != nil {
-				return swept, err
+				return aborted, err
 			}
-			swept++
+			aborted++
 		}
 		if !page.IsTruncated {
-			return swept, nil
+			return aborted, nil
 		}
 		keyMarker, idMarker = page.NextKeyMarker, page.NextUploadIDMarker
 	}

@@ -52,6 +52,9 @@ type Store interface {
 	All(ctx context.Context, after string) iter.Seq2[Snapshot, error]
 	// Delete removes the object, then the manifest. If there is none, that is a success.
 	Delete(ctx context.Context, s Snapshot) error
+	// Erase removes everything of an engine: uploads that are not complete, objects with and
+	// without a manifest, and manifests. It returns how many manifests there were.
+	Erase(ctx context.Context, engineID string) (int, error)
 }
 
 // Snapshot names a snapshot.

@@ -101,6 +101,7 @@ func TestStore(t *testing.T) {
 			t.Run("Upload", func(t *testing.T) { upload(t, s) })
 			t.Run("Manifests", func(t *testing.T) { manifests(t, s) })
 			t.Run("Sweep", func(t *testing.T) { sweep(t, s) })
+			t.Run("Erase", func(t *testing.T) { erase(t, s) })
 		})
 	}
 }
