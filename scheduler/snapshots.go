@@ -15,7 +15,6 @@ import (
 	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/scheduler/operation"
-	"github.com/septemberai/orch/secrets"
 )
 
 // newSnapshotID returns the id of a new snapshot of an engine. It is after that of the newest
@@ -230,12 +229,4 @@ func (s *Scheduler) manifest(ctx context.Context, of store.Snapshot) (*brain.Man
 		return nil, errNoSnapshot
 	}
 	return m, err
-}
-
-// noBrainKey returns the error of a restore whose snapshot nobody can decrypt.
-func noBrainKey(err error) error {
-	if errors.Is(err, secrets.ErrNotFound) {
-		return &engine.Error{Code: engine.SnapshotNotFound, Message: "the key of the snapshot was destroyed with its engine, so nobody can read it", Err: err}
-	}
-	return err
 }

@@ -2,7 +2,6 @@ package scheduler
 
 import (
 	"context"
-	"errors"
 	"time"
 
 	"github.com/septemberai/orch/brain"
@@ -12,7 +11,6 @@ import (
 	"github.com/septemberai/orch/internal/pause"
 	"github.com/septemberai/orch/jobs"
 	"github.com/septemberai/orch/scheduler/operation"
-	"github.com/septemberai/orch/secrets"
 )
 
 // The steps that take a snapshot. A restore takes one of the brain that it replaces, by the
@@ -67,15 +65,6 @@ func (o *work) beginUpload(ctx context.Context) error {
 	return nil
 }
 
-// foreignBrainKey returns the error of an operation whose snapshots are encrypted for another
-// owner. The engine itself is not in doubt: its own secret decides about that.
-func (o *work) foreignBrainKey(k *secrets.BrainKey) error {
-	o.Log.Error("the key of an engine's snapshots in Vault names another owner", "vault_engine", k.Owner.EngineID, "vault_product", k.Owner.ProductID, "vault_deployment", k.Owner.Deployment)
-	return &engine.Error{Code: engine.SnapshotFailed, Message: "the key of the snapshots in the key store (Vault) names another owner; an operator must decide: the service's log names it", Err: errForeignBrainKey}
-}
-
-var errForeignBrainKey = errors.New("the key of the snapshots names another owner")
-
 // partsFor returns how many parts an upload may have, by the size of the last one.
 func partsFor(last *engine.SnapshotRef) int {
 	if last == nil || last.StoredBytes == 0 {
@@ -126,16 +115,6 @@ func (o *work) prepareCopy(ctx context.Context) error {
 			return state.Running && state.Addr != "" && listens(ctx, state.Addr), nil
 		})
 	})
-}
-
-// copyToken returns the token for the request to copy. Every owner of the operation can
-// make it, and nobody without the key of the engine's snapshots.
-func (o *work) copyToken(ctx context.Context) (string, error) {
-	key, err := o.s.vault.BrainKey(ctx, o.Row.EngineID)
-	if err != nil {
-		return "", err
-	}
-	return secrets.Hash("copy " + o.worker() + " " + key.Identity), nil
 }
 
 // awaitSent waits until the worker has sent the snapshot.

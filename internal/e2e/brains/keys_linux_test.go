@@ -105,3 +105,24 @@ func TestDeletedBrainKey(t *testing.T) {
 		t.Errorf("snapshots %v of a destroyed engine", has)
 	}
 }
+
+// TestLostBrainKey: the key of an engine's snapshots is deleted for good in Vault during a
+// snapshot. That one fails, says so, and harms nothing; the next one gets a new key.
+func TestLostBrainKey(t *testing.T) {
+	t.Parallel()
+	b := newBucket(t)
+	r := harness.StartService(t, harness.Shared, b.vars())
+	c := r.Product(t, nil)
+	ctx := t.Context()
+	k := newKeyed(t, b, c, "u")
+	h := b.hold(t, k.e.EngineID, isBegin, nil)
+	taking := begin(func() (*client.Snapshot, error) { return c.Snapshot(ctx, "u", "") })
+	h.await(t)
+	k.vault(t, "metadata")
+	h.release()
+	k.fails(t, (<-taking).err, 502, "BACKEND_ERROR", "retry: a new key is made")
+	if _, err := c.Snapshot(ctx, "u", ""); err != nil {
+		t.Fatal(err)
+	}
+	unharmed(t, c, k.e, "before")
+}
