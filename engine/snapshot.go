@@ -60,6 +60,8 @@ type Restoring struct {
 	SnapshotID string         `json:"snapshot_id"`
 	Content    *brain.Content `json:"content,omitempty"`
 	UserID     string         `json:"user_id,omitempty"`
+	// Recipient is the public key for which the snapshot is encrypted; empty: not known.
+	Recipient string `json:"recipient,omitempty"`
 	// At is when the snapshot was taken.
 	At time.Time `json:"at,omitzero"`
 	// Target is the volume that is filled, and Former the one that the engine had before.

@@ -8,6 +8,42 @@ import (
 	"github.com/septemberai/orch/secrets"
 )
 
+// ensureBrainKey returns the key for a snapshot of the engine, and makes it before the first
+// one.
+func (o *work) ensureBrainKey(ctx context.Context) (*secrets.BrainKey, error) {
+	owner := o.s.ownerOf(o.Row)
+	key, made, err := o.s.vault.EnsureBrainKey(ctx, owner)
+	if err != nil {
+		return nil, err
+	}
+	if key.Owner != owner {
+		return nil, o.foreignBrainKey(key)
+	}
+	if last := o.Row.Snapshot; made && last != nil && last.ID != "" {
+		o.Log.Error("the key of an engine's snapshots was no longer in Vault, so a new one was made: nobody can read the snapshots of before, unless the former key is restored from a backup", "user_id", o.Row.UserID, "last_snapshot", last.ID)
+	}
+	return key, nil
+}
+
+// sourceKey returns the key of the snapshot that the operation restores.
+func (o *work) sourceKey(ctx context.Context) (*secrets.BrainKey, error) {
+	r := o.Row.Op.Restoring
+	key, err := o.s.vault.BrainKey(ctx, r.EngineID)
+	switch {
+	case err != nil:
+		return nil, noBrainKey(err)
+	case !o.ownsBrain(key.Owner):
+		return nil, o.foreignBrainKey(key)
+	case r.Recipient != "" && r.Recipient != key.Recipient:
+		return nil, errFormerBrainKey
+	}
+	return key, nil
+}
+
+// errFormerBrainKey is the error of a restore whose snapshot is encrypted for another key than
+// the one that Vault has.
+var errFormerBrainKey = engine.Errorf(engine.SnapshotNotFound, "the snapshot is encrypted for a former key of the engine's snapshots, which is not in the key store (Vault) any more, so nobody can read it: restore a newer one")
+
 // copyToken returns the token for the request to copy. Every owner of the operation can
 // make it, and nobody without the key of the engine's snapshots.
 func (o *work) copyToken(ctx context.Context) (string, error) {

@@ -36,7 +36,7 @@ func (o *work) placeDrill(ctx context.Context) error {
 	if err := o.nameVolume(ctx, (*engine.Row).FreshDrillName); err != nil {
 		return err
 	}
-	r.SnapshotID, r.Content, r.At = m.SnapshotID, &m.Content, m.CreatedAt
+	r.SnapshotID, r.Content, r.Recipient, r.At = m.SnapshotID, &m.Content, m.Recipient, m.CreatedAt
 	r.Target = engine.Place{NodeID: p.node.ID, VolumeName: row.NextVolume}
 	return nil
 }
@@ -95,6 +95,8 @@ func drillFailure(err error) string {
 		return "the key of its snapshots was deleted or overwritten in Vault, which can bring it back (vault kv undelete, vault kv rollback)"
 	case errors.Is(err, secrets.ErrNotFound):
 		return "the key of its snapshots is no longer in Vault"
+	case errors.Is(err, errFormerBrainKey):
+		return "it is encrypted for a former key of the engine's snapshots, which is no longer in Vault"
 	case errors.Is(err, errNoSnapshot):
 		return "none of its snapshots is in the store"
 	}

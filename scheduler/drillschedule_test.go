@@ -64,7 +64,7 @@ func TestDueDrill(t *testing.T) {
 // A drill fails only because of what says something about the snapshot.
 func TestDrillFailure(t *testing.T) {
 	for _, err := range []error{
-		noBrainKey(secrets.ErrNotFound), noBrainKey(secrets.ErrDeleted), errNoSnapshot, &engine.Error{Code: engine.SnapshotFailed, Err: errForeignBrainKey},
+		noBrainKey(secrets.ErrNotFound), noBrainKey(secrets.ErrDeleted), errFormerBrainKey, errNoSnapshot, &engine.Error{Code: engine.SnapshotFailed, Err: errForeignBrainKey},
 		brain.Errorf(brain.NotFound, "x"), brain.Errorf(brain.Corrupt, "x"), fmt.Errorf("in the worker: %w", brain.Errorf(brain.Damaged, "secret.db")),
 	} {
 		if drillFailure(err) == "" {

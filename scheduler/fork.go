@@ -21,7 +21,7 @@ func (o *work) takenForFork(ctx context.Context) error {
 	for asked := false; ; {
 		m, err := o.s.opts.Snapshots.Store.Manifest(ctx, source(r))
 		if err == nil {
-			r.Content = &m.Content
+			r.Content, r.Recipient = &m.Content, m.Recipient
 			return nil
 		}
 		if brain.KindOf(err) != brain.NotFound {

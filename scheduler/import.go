@@ -88,7 +88,7 @@ func (e *StoredEngine) refusal() error {
 // of an engine without a brain, so that one that fails removes nothing but what it has made.
 func (s *Scheduler) beginImport(ctx context.Context, e *StoredEngine, image string) (*operation.Operation, error) {
 	m := e.Newest
-	from := &engine.Restoring{EngineID: m.EngineID, SnapshotID: m.SnapshotID, Content: &m.Content, At: m.CreatedAt, Import: true}
+	from := &engine.Restoring{EngineID: m.EngineID, SnapshotID: m.SnapshotID, Content: &m.Content, Recipient: m.Recipient, At: m.CreatedAt, Import: true}
 	details := map[string]any{"snapshot_id": m.SnapshotID}
 	if e.left != nil {
 		o, err := s.propose(ctx, e.left, proposal{

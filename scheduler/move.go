@@ -134,7 +134,7 @@ func (o *work) pass(ctx context.Context) error {
 	}
 	op := o.Row.Op
 	r, t := op.Restoring, op.Taking
-	r.SnapshotID, r.Content, r.At = t.SnapshotID, &t.Result.Content, t.At
+	r.SnapshotID, r.Content, r.Recipient, r.At = t.SnapshotID, &t.Result.Content, t.Recipient, t.At
 	op.Worker = r.Target.NodeID
 	op.Attempt++
 	op.Deadline = time.Now().UTC().Add(operation.BrainTimeout)

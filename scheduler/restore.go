@@ -127,7 +127,7 @@ func (s *Scheduler) prepareRestore(row *engine.Row, m *brain.Manifest) error {
 	if row.Snapshot == nil {
 		row.Snapshot = &engine.SnapshotRef{}
 	}
-	op := &engine.Operation{Restoring: &engine.Restoring{EngineID: m.EngineID, SnapshotID: m.SnapshotID, Content: &m.Content, At: m.CreatedAt}}
+	op := &engine.Operation{Restoring: &engine.Restoring{EngineID: m.EngineID, SnapshotID: m.SnapshotID, Content: &m.Content, Recipient: m.Recipient, At: m.CreatedAt}}
 	if row.VolumeID != "" && row.Reason != engine.ReasonBrainMissing && !s.nodeSilent(row.NodeID) {
 		op.Taking = &engine.Taking{SnapshotID: newSnapshotID(row), Trigger: engine.TriggerRestore}
 	}
@@ -169,7 +169,7 @@ func (s *Scheduler) Fork(ctx context.Context, caller *Caller, userID, snapshotID
 		if err != nil {
 			return nil, "", err
 		}
-		from.SnapshotID, from.Content = m.SnapshotID, &m.Content
+		from.SnapshotID, from.Content, from.Recipient = m.SnapshotID, &m.Content, m.Recipient
 	}
 	return s.Provision(ctx, into, opts)
 }

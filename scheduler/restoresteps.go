@@ -87,12 +87,9 @@ func (o *work) fetched(ctx context.Context) (*brain.Result, error) {
 	if err := o.WhileOwned(ctx, o.awaitTurn); err != nil {
 		return nil, err
 	}
-	key, err := o.s.vault.BrainKey(ctx, r.EngineID)
+	key, err := o.sourceKey(ctx)
 	if err != nil {
-		return nil, noBrainKey(err)
-	}
-	if !o.ownsBrain(key.Owner) {
-		return nil, o.foreignBrainKey(key)
+		return nil, err
 	}
 	url, err := o.s.opts.Snapshots.Store.ObjectURL(ctx, source(r), urlsValid)
 	if err != nil {

@@ -25,11 +25,11 @@ const (
 	// StoredInCluster: Nomad or Consul has something of it. Perhaps it exists, with a newer
 	// brain, and the registry has only lost its row.
 	StoredInCluster StoredStatus = "in_cluster"
-	// StoredNoKey: Vault does not have the key of its snapshots. It was destroyed with the
-	// engine, is lost, or was deleted and can be undeleted.
+	// StoredNoKey: Vault does not have the key of its newest snapshot. It was destroyed with the
+	// engine, is lost or replaced, or was deleted and can be undeleted.
 	StoredNoKey StoredStatus = "no_key"
 	// StoredForeign: its manifest, the key of its snapshots and its secret in Vault do not name
-	// the same owner and the same key.
+	// the same owner.
 	StoredForeign StoredStatus = "foreign"
 	// StoredNoProduct: its product does not exist.
 	StoredNoProduct StoredStatus = "no_product"
@@ -161,8 +161,11 @@ func (s *Scheduler) judgeStored(ctx context.Context, e *StoredEngine) error {
 	if m == nil {
 		return say(StoredDamaged, "its newest manifest cannot be read; name an older snapshot")
 	}
-	if m.ProductID != key.Owner.ProductID || m.UserID != key.Owner.UserID || m.Recipient != key.Recipient {
-		return say(StoredForeign, "its newest manifest names another owner or another key than Vault: somebody else has written to the store")
+	if m.ProductID != key.Owner.ProductID || m.UserID != key.Owner.UserID {
+		return say(StoredForeign, "its newest manifest names another owner than Vault: somebody else has written to the store")
+	}
+	if m.Recipient != key.Recipient {
+		return say(StoredNoKey, "its snapshot is encrypted for another key than the one that Vault has: the former one is lost, or somebody else has written to the store; name another snapshot")
 	}
 	secret, err := s.vault.NewestKey(ctx, e.EngineID)
 	switch {

@@ -44,12 +44,9 @@ func (o *work) taken() store.Snapshot {
 // beginUpload begins the upload of a snapshot.
 func (o *work) beginUpload(ctx context.Context) error {
 	t, op := o.Row.Op.Taking, o.Row.Op
-	key, err := o.s.vault.EnsureBrainKey(ctx, o.s.ownerOf(o.Row))
+	key, err := o.ensureBrainKey(ctx)
 	if err != nil {
 		return err
-	}
-	if key.Owner != o.s.ownerOf(o.Row) {
-		return o.foreignBrainKey(key)
 	}
 	t.Recipient = key.Recipient
 	if t.Parts == 0 {

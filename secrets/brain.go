@@ -23,27 +23,27 @@ const brainKeys = "brains"
 func brainPath(engineID string) string { return brainKeys + "/" + engineID }
 
 // EnsureBrainKey returns the key of an engine's snapshots, and creates it if there is none.
-// Of concurrent calls one creates it. ErrDeleted: it creates none, because the snapshots of
-// before need the deleted one.
-func (v *Vault) EnsureBrainKey(ctx context.Context, owner Owner) (*BrainKey, error) {
+// Of concurrent calls one creates it, and returns made. ErrDeleted: it creates none, because
+// the snapshots of before need the deleted one.
+func (v *Vault) EnsureBrainKey(ctx context.Context, owner Owner) (k *BrainKey, made bool, err error) {
 	for range 3 { // a concurrent call may have created it
 		k, version, err := v.brainKey(ctx, owner.EngineID)
 		if !errors.Is(err, ErrNotFound) {
-			return k, err
+			return k, false, err
 		}
 		id, err := age.GenerateX25519Identity()
 		if err != nil {
-			return nil, fmt.Errorf("secrets: cannot generate a key: %w", err)
+			return nil, false, fmt.Errorf("secrets: cannot generate a key: %w", err)
 		}
 		k = &BrainKey{Identity: id.String(), Recipient: id.Recipient().String(), Owner: owner}
 		limited, cancel := context.WithTimeout(ctx, callTimeout)
 		_, err = v.kv.Put(limited, brainPath(owner.EngineID), fields(k), vault.WithCheckAndSet(version))
 		cancel()
 		if err = classify(err); !errors.Is(err, ErrConflict) {
-			return k, err
+			return k, err == nil, err
 		}
 	}
-	return nil, fmt.Errorf("%w: the secret of the snapshots of engine %s is written and destroyed repeatedly", ErrConflict, owner.EngineID)
+	return nil, false, fmt.Errorf("%w: the secret of the snapshots of engine %s is written and destroyed repeatedly", ErrConflict, owner.EngineID)
 }
 
 // BrainKey reads the key of an engine's snapshots. ErrNotFound: there is none, or it was

@@ -10,11 +10,11 @@ import (
 func TestBrainKey(t *testing.T) {
 	v := keys(t)
 	ctx := t.Context()
-	ensure := func(id string) *BrainKey {
+	ensure := func(id string, want bool) *BrainKey {
 		t.Helper()
-		k, err := v.EnsureBrainKey(ctx, ownerOf(id))
-		if err != nil {
-			t.Fatal(err)
+		k, made, err := v.EnsureBrainKey(ctx, ownerOf(id))
+		if err != nil || made != want {
+			t.Fatalf("made %v, %v, want %v", made, err, want)
 		}
 		return k
 	}
@@ -22,7 +22,7 @@ func TestBrainKey(t *testing.T) {
 		t.Helper()
 		_, err := v.BrainKey(ctx, id)
 		wantErr(t, err, ErrDeleted)
-		_, err = v.EnsureBrainKey(ctx, ownerOf(id))
+		_, _, err = v.EnsureBrainKey(ctx, ownerOf(id))
 		wantErr(t, err, ErrDeleted)
 	}
 	for i, c := range []struct {
@@ -40,7 +40,7 @@ func TestBrainKey(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			id := fmt.Sprintf("brain%d", i)
-			k := ensure(id)
+			k := ensure(id, true)
 			if err := c.hide(brainPath(id)); err != nil {
 				t.Fatal(err)
 			}
@@ -48,7 +48,7 @@ func TestBrainKey(t *testing.T) {
 			if err := c.back(brainPath(id)); err != nil {
 				t.Fatal(err)
 			}
-			if got := ensure(id); *got != *k {
+			if got := ensure(id, false); *got != *k {
 				t.Errorf("got %v, want the key of before, %v", got.Recipient, k.Recipient)
 			}
 			if err := c.hide(brainPath(id)); err != nil {
@@ -62,13 +62,13 @@ func TestBrainKey(t *testing.T) {
 		})
 	}
 	t.Run("Destroyed", func(t *testing.T) {
-		k := ensure("brain-destroyed")
+		k := ensure("brain-destroyed", true)
 		if err := v.kv.Destroy(ctx, brainPath("brain-destroyed"), []int{1}); err != nil {
 			t.Fatal(err)
 		}
 		_, err := v.BrainKey(ctx, "brain-destroyed")
 		wantErr(t, err, ErrNotFound)
-		if got := ensure("brain-destroyed"); got.Recipient == k.Recipient {
+		if got := ensure("brain-destroyed", true); got.Recipient == k.Recipient {
 			t.Error("the destroyed key is used")
 		}
 	})

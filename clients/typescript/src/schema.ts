@@ -675,8 +675,8 @@ export interface paths {
          *     | `importable` | an import brings it back |
          *     | `present` | the registry has it |
          *     | `in_cluster` | Nomad or Consul has something of it: perhaps it exists, with a newer brain, and only its row is missing |
-         *     | `no_key` | Vault does not have the key of its snapshots, which was destroyed with the engine, is lost, or was deleted and can be undeleted |
-         *     | `foreign` | its newest manifest, the key of its snapshots and its secret in Vault do not agree on the owner or the key |
+         *     | `no_key` | Vault does not have the key of its newest snapshot, which was destroyed with the engine, is lost or replaced, or was deleted and can be undeleted |
+         *     | `foreign` | its newest manifest, the key of its snapshots and its secret in Vault do not agree on the owner |
          *     | `no_product` | its product does not exist |
          *     | `user_taken` | its user has another engine |
          *     | `damaged` | its newest manifest cannot be read |

@@ -134,6 +134,27 @@ func TestDrills(t *testing.T) {
 		unharmed(t, c, e, "kept")
 	})
 
+	t.Run("FormerKey", func(t *testing.T) {
+		t.Parallel()
+		c := r.Product(t, nil)
+		e := harness.Provision(t, c, "u", "")
+		harness.Remember(t, e, e.APIKey, "kept")
+		h := b.hold(t, e.EngineID, isManifest, nil)
+		taking := begin(func() (*client.Snapshot, error) { return c.Snapshot(t.Context(), "u", "") })
+		h.await(t)
+		replaceKey(t, s, e.EngineID)
+		h.end(t, taking)
+		if st := drilled(t, c, 1); !strings.Contains(st.Snapshots.Advice, "former key") {
+			t.Errorf("%+v", st)
+		}
+		audited(t, c, "SNAPSHOT_NOT_FOUND")
+		settled(t, c, "u")
+		snapshot(t, c)
+		drilled(t, c, 0)
+		noDrillLeft(t, e.EngineID)
+		unharmed(t, c, e, "kept")
+	})
+
 	t.Run("DamagedInside", func(t *testing.T) {
 		t.Parallel()
 		c := r.Product(t, nil)

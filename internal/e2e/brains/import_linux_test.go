@@ -170,6 +170,7 @@ func TestImport(t *testing.T) {
 	a, b, c := remembers(t, p, "a", "of a"), remembers(t, p, "b", "of b"), remembers(t, q, "a", "of the other product")
 	moved, gone, forged := remembers(t, p, "moved", "of moved"), remembers(t, q, "gone", "of gone"), remembers(t, q, "forged", "of forged")
 	image, bare := remembersWith(t, r.Product(t, harness.AnyImage), "other", "of an image", "reference-engine.v2"), remembers(t, r.Product(t, nil), "bare", "of bare")
+	rekeyed := remembers(t, r.Product(t, nil), "rekeyed", "of rekeyed")
 	copied := t.TempDir()
 	if err := os.CopyFS(copied, os.DirFS(l.store)); err != nil {
 		t.Fatal(err)
@@ -182,7 +183,8 @@ func TestImport(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.Stop()
-	l.wipe(a.Engine, b.Engine, c.Engine, moved.Engine, forged.Engine, image.Engine, bare.Engine)
+	l.wipe(a.Engine, b.Engine, c.Engine, moved.Engine, forged.Engine, image.Engine, bare.Engine, rekeyed.Engine)
+	replaceKey(t, l.Stores, rekeyed.EngineID)
 	for _, kind := range []string{"manifests", "objects"} {
 		at := filepath.Join(kind, gone.EngineID)
 		if err := os.CopyFS(filepath.Join(l.store, at), os.DirFS(filepath.Join(copied, at))); err != nil {
@@ -232,14 +234,14 @@ func TestImport(t *testing.T) {
 	if _, err := harness.At(p, r).Provision(ctx, "moved", ""); err != nil {
 		t.Fatal(err)
 	}
-	want := map[*owned]string{a: "importable", b: "importable", c: "importable", moved: "user_taken", gone: "no_key", forged: "foreign", image: "importable", bare: "no_product"}
+	want := map[*owned]string{a: "importable", b: "importable", c: "importable", moved: "user_taken", gone: "no_key", forged: "foreign", image: "importable", bare: "no_product", rekeyed: "no_key"}
 	got := l.statuses(admin)
 	for o, status := range want {
 		if e := got[o.EngineID]; e.Status != status || e.Snapshots != 1 || e.Bytes == 0 {
 			t.Errorf("%s is %+v, want %s", o.UserID, e, status)
 		}
 	}
-	for o, code := range map[*owned]string{moved: "409 ENGINE_ALREADY_EXISTS", gone: "404 SNAPSHOT_NOT_FOUND", forged: "422 SNAPSHOT_CORRUPT", b: "422 SNAPSHOT_CORRUPT", bare: "404 PRODUCT_NOT_FOUND"} {
+	for o, code := range map[*owned]string{moved: "409 ENGINE_ALREADY_EXISTS", gone: "404 SNAPSHOT_NOT_FOUND", forged: "422 SNAPSHOT_CORRUPT", b: "422 SNAPSHOT_CORRUPT", bare: "404 PRODUCT_NOT_FOUND", rekeyed: "404 SNAPSHOT_NOT_FOUND"} {
 		_, err := admin.Import(ctx, o.EngineID, "")
 		if got := harness.OutcomeOf(err); got != code {
 			t.Errorf("%s: %v, want %s", o.UserID, err, code)

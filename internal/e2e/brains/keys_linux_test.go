@@ -4,6 +4,8 @@ import (
 	"strings"
 	"testing"
 
+	"filippo.io/age"
+
 	"github.com/septemberai/orch/client"
 	"github.com/septemberai/orch/internal/e2e/harness"
 )
@@ -107,7 +109,9 @@ func TestDeletedBrainKey(t *testing.T) {
 }
 
 // TestLostBrainKey: the key of an engine's snapshots is deleted for good in Vault during a
-// snapshot. That one fails, says so, and harms nothing; the next one gets a new key.
+// snapshot. That one fails, says so, and harms nothing. The next one gets a new key, which is
+// an alarm in the log, because nothing decrypts the snapshots of before: whoever restores one
+// learns that, and nothing is changed.
 func TestLostBrainKey(t *testing.T) {
 	t.Parallel()
 	b := newBucket(t)
@@ -121,8 +125,43 @@ func TestLostBrainKey(t *testing.T) {
 	k.vault(t, "metadata")
 	h.release()
 	k.fails(t, (<-taking).err, 502, "BACKEND_ERROR", "retry: a new key is made")
-	if _, err := c.Snapshot(ctx, "u", ""); err != nil {
+	if r.Logs.Count("[ERROR]", "last_snapshot=") > 0 {
+		t.Error("the first key is one that replaces another, by the log")
+	}
+	newest, err := c.Snapshot(ctx, "u", "")
+	if err != nil {
 		t.Fatal(err)
 	}
+	if r.Logs.Count("[ERROR]", "last_snapshot="+k.taken.SnapshotID) != 1 {
+		t.Error("the log has no alarm about the new key")
+	}
+	k.fails(t, harness.ErrOf(c.Restore(ctx, "u", k.taken.SnapshotID)), 404, "SNAPSHOT_NOT_FOUND", "former key")
+	k.fails(t, harness.ErrOf(c.Fork(ctx, "u", "v", k.taken.SnapshotID)), 404, "SNAPSHOT_NOT_FOUND", "former key")
 	unharmed(t, c, k.e, "before")
+	restored, err := c.Restore(ctx, "u", newest.SnapshotID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := harness.Export(t, restored, restored.APIKey).Knows("before"); err != nil {
+		t.Error(err)
+	}
+}
+
+// replaceKey writes another key of an engine's snapshots into Vault, with the same owner.
+func replaceKey(t *testing.T, s *harness.Stores, engineID string) {
+	t.Helper()
+	path := s.MountWith(engineID) + "/data/brains/" + engineID
+	secret, err := s.Vault.Logical().Read(path)
+	if err != nil || secret == nil {
+		t.Fatalf("no key: %v", err)
+	}
+	other, err := age.GenerateX25519Identity()
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, _ := secret.Data["data"].(map[string]any)
+	data["identity"], data["recipient"] = other.String(), other.Recipient().String()
+	if _, err := s.Vault.Logical().Write(path, map[string]any{"data": data}); err != nil {
+		t.Fatal(err)
+	}
 }
