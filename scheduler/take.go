@@ -159,8 +159,17 @@ func (o *work) anotherProcess(r *brain.Result) bool {
 	if !known || now.ID != t.AllocID {
 		return known
 	}
-	frozen := r.CopyBegan.Add(-time.Duration(t.FrozenMS) * time.Millisecond)
-	return now.Started > frozen.UnixNano() && now.Started < r.CopyEnded.UnixNano()
+	return startedWhileFrozen(time.Unix(0, now.Started), r, time.Duration(t.FrozenMS)*time.Millisecond)
+}
+
+// startedWhileFrozen reports whether a process was started between the freeze and the end of
+// the copy. frozen is for how long the engine was frozen, copy included; 0: unknown.
+func startedWhileFrozen(started time.Time, r *brain.Result, frozen time.Duration) bool {
+	began := r.CopyEnded.Add(-frozen)
+	if r.CopyBegan.Before(began) {
+		began = r.CopyBegan
+	}
+	return started.After(began) && started.Before(r.CopyEnded)
 }
 
 // takeAgain begins the upload anew, with another worker.
