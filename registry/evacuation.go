@@ -55,8 +55,10 @@ type FailedMove struct {
 	Message  string    `json:"message"`
 	At       time.Time `json:"at"`
 	Attempts int       `json:"attempts"`
-	// Down: the engine had been stopped for the last attempt.
+	// Down: the engine had been stopped for the last attempt. Own: for a cause that is in its own
+	// brain, and says nothing about the moves of others.
 	Down bool `json:"down,omitempty"`
+	Own  bool `json:"own,omitempty"`
 }
 
 // Who asked for an evacuation.

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"time"
 
+	"github.com/septemberai/orch/brain"
 	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/scheduler/operation"
@@ -50,11 +51,13 @@ func (v *evacuations) waits(e *registry.Evacuation, engineID string) bool {
 	return engine.StillWaits(f.At.Add(wait), time.Now(), lastDownRetry)
 }
 
-// broke reports whether an engine was stopped for its last move, which failed.
+// broke reports whether an engine was stopped for its last move, which failed for a cause that
+// others may have, too.
 func (v *evacuations) broke(e *registry.Evacuation, engineID string) bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	return v.lastMove(e, engineID).Down
+	f := v.lastMove(e, engineID)
+	return f.Down && !f.Own
 }
 
 // lastMove returns how an engine's last move failed, by this leader's attempts or by the
@@ -92,7 +95,11 @@ func (v *evacuations) result(row, now *engine.Row, err error) {
 	}
 	said := AsError(err)
 	v.s.log.Warn("an engine cannot be moved to another node; retrying", "engine_id", row.EngineID, "node_id", row.NodeID, "error", err)
-	v.failed[row.EngineID] = registry.FailedMove{Code: string(said.Code), Message: said.Message, At: time.Now().UTC().Truncate(time.Second), Attempts: v.failed[row.EngineID].Attempts + 1, Down: now != nil && now.Reason == operation.ReasonNotMoved}
+	kind := brain.KindOf(err)
+	v.failed[row.EngineID] = registry.FailedMove{
+		Code: string(said.Code), Message: said.Message, At: time.Now().UTC().Truncate(time.Second), Attempts: v.failed[row.EngineID].Attempts + 1,
+		Down: now != nil && now.Reason == operation.ReasonNotMoved, Own: kind == brain.Unreadable || kind == brain.TooLarge,
+	}
 }
 
 // note writes what has failed into the record, and what the evacuation waits for.

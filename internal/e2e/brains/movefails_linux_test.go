@@ -2,6 +2,9 @@ package brains
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/septemberai/orch/client"
@@ -20,22 +23,9 @@ func TestMovesFail(t *testing.T) {
 	r := harness.StartService(t, stack, b.vars("ORCH_VOLUME_POOL=0", "ORCH_EVACUATE_PARALLEL=1"))
 	c, admin, ctx, s := r.Product(t, nil), r.Admin(), t.Context(), harness.OpenStores(t, stack)
 	e := evacuated{t: t, c: c, s: s}
-	var first, second string
-	for _, user := range []string{"one", "two", "three"} {
-		made := harness.Provision(t, c, user, "")
-		harness.Remember(t, made, made.APIKey, "the memory of "+user)
-		b.fails(made.EngineID, status(isFetch, 403, "InvalidAccessKeyId"))
-		e.engines = append(e.engines, made)
-		if first == "" {
-			first = s.NodeOf(made.EngineID)
-			second = nodesBut(t, s, first)[0]
-			if _, err := s.Nomad.Nodes().ToggleEligibility(second, false, nil); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	if _, err := s.Nomad.Nodes().ToggleEligibility(second, true, nil); err != nil {
-		t.Fatal(err)
+	first, second := together(t, &e, "one", "two", "three")
+	for _, engine := range e.engines {
+		b.fails(engine.EngineID, status(isFetch, 403, "InvalidAccessKeyId"))
 	}
 	if _, err := admin.Evacuate(ctx, first); err != nil {
 		t.Fatal(err)
@@ -79,4 +69,61 @@ func TestMovesFail(t *testing.T) {
 			t.Errorf("%s: %v", engine.UserID, did)
 		}
 	}
+}
+
+// TestUnreadableStay: engines whose brains cannot be read cannot be moved. They do not keep the
+// others from it, and run on.
+func TestUnreadableStay(t *testing.T) {
+	t.Parallel()
+	stack := ownStack(t, devstack.Config{ExtraClients: 1})
+	harness.WatchBrains(t, stack)
+	r := harness.StartService(t, stack, newBucket(t).vars("ORCH_VOLUME_POOL=0", "ORCH_EVACUATE_PARALLEL=1"))
+	c, admin, ctx, s := r.Product(t, nil), r.Admin(), t.Context(), harness.OpenStores(t, stack)
+	e := evacuated{t: t, c: c, s: s}
+	first, second := together(t, &e, "one", "two", "three")
+	for _, unreadable := range e.engines[:2] {
+		deep := filepath.Join(brainOf(t, s, unreadable.EngineID), strings.Repeat("d/", 410))
+		if err := os.MkdirAll(deep, 0o755); err != nil { //nolint:gosec // G301: the worker has another user
+			t.Fatal(err)
+		}
+	}
+	if _, err := admin.Evacuate(ctx, first); err != nil {
+		t.Fatal(err)
+	}
+	harness.Eventually(t, "the third engine is moved", func() error {
+		now, err := admin.Evacuation(ctx, first)
+		if err == nil && (now.Left != 2 || len(now.Failed) != 2) {
+			err = fmt.Errorf("%+v", now)
+		}
+		return err
+	})
+	for _, engine := range e.engines {
+		settled(t, c, engine.UserID)
+		harness.AwaitEngine(t, c, engine.UserID, "running", "")
+		e.remember(engine.UserID)
+	}
+	if at := s.NodeOf(e.engines[2].EngineID); at != second {
+		t.Errorf("the third engine is on %s", at)
+	}
+}
+
+// together provisions engines on one node of two, and returns the nodes.
+func together(t *testing.T, e *evacuated, users ...string) (first, second string) {
+	t.Helper()
+	for _, user := range users {
+		made := harness.Provision(t, e.c, user, "")
+		harness.Remember(t, made, made.APIKey, "the memory of "+user)
+		e.engines = append(e.engines, made)
+		if first == "" {
+			first = e.s.NodeOf(made.EngineID)
+			second = nodesBut(t, e.s, first)[0]
+			if _, err := e.s.Nomad.Nodes().ToggleEligibility(second, false, nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if _, err := e.s.Nomad.Nodes().ToggleEligibility(second, true, nil); err != nil {
+		t.Fatal(err)
+	}
+	return first, second
 }

@@ -23,22 +23,7 @@ func TestMoveWaitsForItsTurn(t *testing.T) {
 	r := harness.StartService(t, stack, b.vars("ORCH_VOLUME_POOL=0", "ORCH_SNAPSHOTS_PER_NODE=1"))
 	c, admin, ctx, s := r.Product(t, nil), r.Admin(), t.Context(), harness.OpenStores(t, stack)
 	e := evacuated{t: t, c: c, s: s}
-	var first, second string
-	for _, user := range []string{"sends", "waits"} {
-		made := harness.Provision(t, c, user, "")
-		harness.Remember(t, made, made.APIKey, "the memory of "+user)
-		e.engines = append(e.engines, made)
-		if first == "" {
-			first = s.NodeOf(made.EngineID)
-			second = nodesBut(t, s, first)[0]
-			if _, err := s.Nomad.Nodes().ToggleEligibility(second, false, nil); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	if _, err := s.Nomad.Nodes().ToggleEligibility(second, true, nil); err != nil {
-		t.Fatal(err)
-	}
+	first, second := together(t, &e, "sends", "waits")
 	h := b.hold(t, e.engines[0].EngineID, isPart, nil)
 	taking := begin(func() (*client.Snapshot, error) { return c.Snapshot(ctx, "sends", "") })
 	h.await(t)
