@@ -1,6 +1,8 @@
 package cluster
 
 import (
+	"context"
+	"fmt"
 	"slices"
 
 	"github.com/hashicorp/nomad/api"
@@ -229,6 +231,25 @@ func (c *Cluster) Newest(jobID string) (Alloc, bool) {
 		return *a, true
 	}
 	return Alloc{}, false
+}
+
+// ReadNewest reads the newest allocation of a job from Nomad itself: the view may not have what
+// has just happened. ErrNotFound: there is none.
+func (c *Cluster) ReadNewest(ctx context.Context, jobID string) (Alloc, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	list, _, err := c.client.Jobs().Allocations(jobID, true, c.read(ctx))
+	if err != nil {
+		return Alloc{}, classify(err)
+	}
+	allocs := make([]*Alloc, 0, len(list))
+	for _, stub := range list {
+		allocs = append(allocs, allocFrom(stub))
+	}
+	if a := newest(allocs); a != nil {
+		return *a, nil
+	}
+	return Alloc{}, fmt.Errorf("%w: job %s has no allocation", ErrNotFound, jobID)
 }
 
 func newest(allocs []*Alloc) (newest *Alloc) {

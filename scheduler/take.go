@@ -2,6 +2,7 @@ package scheduler
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/septemberai/orch/brain"
@@ -136,7 +137,9 @@ func (o *work) awaitSent(ctx context.Context) error {
 	default:
 		return uploadRemoved(err)
 	}
-	if o.anotherProcess(result) {
+	if another, err := o.anotherProcess(ctx, result); err != nil {
+		return err
+	} else if another {
 		return engine.Errorf(engine.SnapshotFailed, "the engine's process was restarted during the copy; retry")
 	}
 	if result.Changed > 0 {
@@ -149,17 +152,25 @@ func (o *work) awaitSent(ctx context.Context) error {
 
 // anotherProcess reports whether the process that was frozen for a copy was replaced before
 // the copy ended: Nomad starts one that somebody kills again. All times are by the node's
-// clock.
-func (o *work) anotherProcess(r *brain.Result) bool {
+// clock. The node has reported that before the end of the worker, which runs there, too.
+func (o *work) anotherProcess(ctx context.Context, r *brain.Result) (bool, error) {
 	t := o.Row.Op.Taking
 	if t.AllocID == "" {
-		return false
+		return false, nil
 	}
-	now, known := o.s.cluster.Newest(o.Row.JobID())
-	if !known || now.ID != t.AllocID {
-		return known
+	now, err := o.s.cluster.ReadNewest(ctx, o.Row.JobID())
+	for errors.Is(err, cluster.ErrUnavailable) && time.Now().Before(o.Row.Op.Deadline) && pause.For(ctx, lastLook) {
+		now, err = o.s.cluster.ReadNewest(ctx, o.Row.JobID())
 	}
-	return startedWhileFrozen(time.Unix(0, now.Started), r, time.Duration(t.FrozenMS)*time.Millisecond)
+	switch {
+	case errors.Is(err, cluster.ErrNotFound):
+		return false, nil // somebody has purged its job
+	case err != nil:
+		return false, err
+	case now.ID != t.AllocID:
+		return true, nil
+	}
+	return startedWhileFrozen(time.Unix(0, now.Started), r, time.Duration(t.FrozenMS)*time.Millisecond), nil
 }
 
 // startedWhileFrozen reports whether a process was started between the freeze and the end of
