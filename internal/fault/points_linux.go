@@ -5,6 +5,7 @@ package fault
 import (
 	"fmt"
 	"os"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -41,8 +42,7 @@ func arm(spec string) error {
 	return nil
 }
 
-// settle gives the kernel time to stop all threads: the thread that signals its own process
-// may run for a moment longer.
+// settle gives the kernel time to stop the other threads, which may run for a moment longer.
 const settle = 50 * time.Millisecond
 
 // Hit marks a point. It does what is set for this point, once.
@@ -51,7 +51,11 @@ func Hit(point string) {
 	if a == nil || a.point != point || !active.CompareAndSwap(a, nil) {
 		return
 	}
-	// It can fail only if the process or the signal does not exist.
-	_ = syscall.Kill(syscall.Getpid(), a.signal)
+	// To this thread: one to the process is for its first thread, and if that has to wait for a
+	// core, the others run on.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	// It can fail only if the thread or the signal does not exist.
+	_, _, _ = syscall.RawSyscall(syscall.SYS_TGKILL, uintptr(syscall.Getpid()), uintptr(syscall.Gettid()), uintptr(a.signal))
 	time.Sleep(settle)
 }
