@@ -35,7 +35,7 @@ func brainError(err error) *engine.Error {
 	case brain.Interrupted:
 		e.Message = "the snapshot was interrupted on its node; retry"
 	case brain.Busy:
-		e.Message = "another process uses the brain on its node, though its engine does not run; the service's log says more; retry"
+		e.Message = "another process uses the brain, or the worker's directory, on its node; the service's log says more; retry"
 	default:
 		e.Message = "the worker on the node failed; search the service's log for the request's id"
 	}
