@@ -95,14 +95,14 @@ func (s *Scheduler) beginEvacuation(ctx context.Context, nodeID string, found *c
 		if err != nil {
 			return nil, err
 		}
-		goesOn, outdated := was.NodeID != "" && was.Outcome == "", s.outdated(was)
-		if goesOn && by == registry.EvacuateDrain {
+		continues, outdated := was.NodeID != "" && was.Outcome == "", s.outdated(was)
+		if continues && by == registry.EvacuateDrain {
 			return s.evacuation(was), nil
 		}
 		e := was
-		if !goesOn || outdated || was.Cancelled {
+		if !continues || outdated || was.Cancelled {
 			e = &registry.Evacuation{NodeID: nodeID, RequestedAt: time.Now().UTC(), By: by, Found: foundOf(found), Index: was.Index}
-			if goesOn && !outdated {
+			if continues && !outdated {
 				e.Found = was.Found
 			}
 			e.Registry, e.Recovered = s.registryMark()

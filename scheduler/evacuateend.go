@@ -6,7 +6,6 @@ import (
 	"maps"
 	"time"
 
-	"github.com/septemberai/orch/brain"
 	"github.com/septemberai/orch/engine"
 	"github.com/septemberai/orch/registry"
 	"github.com/septemberai/orch/scheduler/operation"
@@ -95,10 +94,9 @@ func (v *evacuations) result(row, now *engine.Row, err error) {
 	}
 	said := AsError(err)
 	v.s.log.Warn("an engine cannot be moved to another node; retrying", "engine_id", row.EngineID, "node_id", row.NodeID, "error", err)
-	kind := brain.KindOf(err)
 	v.failed[row.EngineID] = registry.FailedMove{
 		Code: string(said.Code), Message: said.Message, At: time.Now().UTC().Truncate(time.Second), Attempts: v.failed[row.EngineID].Attempts + 1,
-		Down: now != nil && now.Reason == operation.ReasonNotMoved, Own: kind == brain.Unreadable || kind == brain.TooLarge,
+		Down: now != nil && now.Reason == operation.ReasonNotMoved, Own: unreadableBrain(err),
 	}
 }
 

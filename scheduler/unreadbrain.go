@@ -8,16 +8,22 @@ import (
 	"github.com/septemberai/orch/scheduler/operation"
 )
 
-// replacesUnread reports whether an error means that no snapshot can be taken of a brain that
-// is being replaced: a file of it cannot be read, or it does not fit into an archive. That is
-// when a restore is needed most.
-func (o *work) replacesUnread(err error) bool {
+// unreadableBrain reports whether an error means that no snapshot can be taken of a brain,
+// whatever else is mended: a file of it cannot be read, or it does not fit into an archive.
+func unreadableBrain(err error) bool {
 	kind := brain.KindOf(err)
-	return o.Row.Op.Kind == engine.OpRestore && (kind == brain.Unreadable || kind == brain.TooLarge)
+	return kind == brain.Unreadable || kind == brain.TooLarge
+}
+
+// replacesUnread reports whether an error means that no snapshot can be taken of a brain that
+// is being replaced. That is when a restore is needed most.
+func (o *work) replacesUnread(err error) bool {
+	return o.Row.Op.Kind == engine.OpRestore && unreadableBrain(err)
 }
 
 // replaceUnread goes on with a restore without a snapshot of the present brain. Its volume is
-// kept, because it may hold what somebody can still recover by hand; it goes with the engine.
+// kept, because it may hold what somebody can still recover by hand, until the engine is
+// destroyed.
 func (o *work) replaceUnread(ctx context.Context, why error) error {
 	if err := o.removeWorker(ctx); err != nil {
 		return err

@@ -30,10 +30,7 @@ func TestUnreadBrain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	deep := filepath.Join(brainOf(t, s, e.EngineID), strings.Repeat("d/", 410))
-	if err := os.MkdirAll(deep, 0o755); err != nil { //nolint:gosec // G301: the worker has another user
-		t.Fatal(err)
-	}
+	deep := makeUnreadable(t, s, e.EngineID)
 	harness.WantCode(t, harness.ErrOf(c.Snapshot(ctx, "u", "")), 507, "SNAPSHOT_FAILED")
 	unharmed(t, c, e, "before")
 	restored, err := c.Restore(ctx, "u", taken.SnapshotID)
@@ -62,6 +59,17 @@ func TestUnreadBrain(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// makeUnreadable makes directories in an engine's brain that are nested deeper than a snapshot
+// can have them, and returns the deepest.
+func makeUnreadable(t *testing.T, s *harness.Stores, engineID string) (deep string) {
+	t.Helper()
+	deep = filepath.Join(brainOf(t, s, engineID), strings.Repeat("d/", 410))
+	if err := os.MkdirAll(deep, 0o755); err != nil { //nolint:gosec // G301: the worker has another user
+		t.Fatal(err)
+	}
+	return deep
 }
 
 // TestOrderIsRemoved: somebody deletes the orders of workers in Nomad before they are read.

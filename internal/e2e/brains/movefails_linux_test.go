@@ -2,9 +2,6 @@ package brains
 
 import (
 	"fmt"
-	"os"
-	"path/filepath"
-	"strings"
 	"testing"
 
 	"github.com/septemberai/orch/client"
@@ -82,10 +79,7 @@ func TestUnreadableStay(t *testing.T) {
 	e := evacuated{t: t, c: c, s: s}
 	first, second := together(t, &e, "one", "two", "three")
 	for _, unreadable := range e.engines[:2] {
-		deep := filepath.Join(brainOf(t, s, unreadable.EngineID), strings.Repeat("d/", 410))
-		if err := os.MkdirAll(deep, 0o755); err != nil { //nolint:gosec // G301: the worker has another user
-			t.Fatal(err)
-		}
+		makeUnreadable(t, s, unreadable.EngineID)
 	}
 	if _, err := admin.Evacuate(ctx, first); err != nil {
 		t.Fatal(err)
